@@ -13,10 +13,9 @@ The page is docs/reference/job.md.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,10 +43,11 @@ from fedlearn import config as reading
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
+from fedlearn.job.consistency import faults_of
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
 from fedlearn.job.placement import LAUNCHERS, MAX_SITES, Placement
+from fedlearn.job.robust_rules import too_few_updates
 from fedlearn.job.run import RunName
-from fedlearn.job.strategies import APP, MEAN_FAMILY, too_few_updates
 from fedlearn.job.tables import (
     MAX_ROUNDS,
     OPTION,
@@ -68,9 +68,6 @@ __all__ = [
     "JobSpec",
     "workload_digest",
 ]
-
-MAX_NAMES_BYTES: Final = 192 * 1024
-"""Upper bound of the names of a job's sites, as JSON."""
 
 MAX_JOB_BYTES: Final = 4 * 1024 * 1024
 """Upper bound of a specification as JSON."""
@@ -159,68 +156,10 @@ class JobSpec:
     )
 
     def __post_init__(self) -> None:
-        faults: list[tuple[toml.Path, str]] = []
-        most = self.placement.choose or len(self.sites)
-        for key, count, limit in (
-            (("placement", "choose"), self.placement.choose, len(self.sites)),
-            (("quorum",), self.quorum, most),
-        ):
-            if count > limit:
-                faults.append((key, f"must be at most the {limit} sites, not {count}"))
-        names = sum(map(len, self.sites)) + 3 * len(self.sites)
-        if names > MAX_NAMES_BYTES:
-            faults.append(
-                (
-                    ("sites",),
-                    f"their names have {names} bytes with quotes and commas, and one entry of the "
-                    f"ledger names them all: at most {MAX_NAMES_BYTES}; use shorter names",
-                )
-            )
-        for site in self.data:
-            if site not in self.sites:
-                near = difflib.get_close_matches(site, self.sites, n=1)
-                wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
-                faults.append((("data", site), f"is not a site of this job; {wish}"))
-        if self.privacy is not None and self.strategy.name not in {APP, *MEAN_FAMILY}:
-            faults.append(
-                (
-                    ("strategy", "name"),
-                    f'"{self.strategy.name}" needs the updates of single sites, and [privacy] '
-                    f"releases their noised mean only; use {', '.join(sorted(MEAN_FAMILY))}, "
-                    "or remove [privacy]",
-                )
-            )
-        if self.privacy is not None and self.aggregation.visible:
-            faults.append(
-                (
-                    ("aggregation", "updates"),
-                    '"visible-to-app" shows the app what [privacy] protects: the update of each '
-                    'site; use "aggregated", or remove [privacy]',
-                )
-            )
-        if self.privacy is not None:
-            excluded = self.compression.private_faults()
-            faults += [(("compression", key), fault) for key, fault in excluded]
-        if self.app_logs == "sealed":
-            faults += self._faults_of_logs()
-        if faults:
+        if faults := list(faults_of(self)):
             raise InconsistentValues(*faults)
         if self.quorum == 0:
-            object.__setattr__(self, "quorum", most)
-
-    def _faults_of_logs(self) -> Iterator[tuple[toml.Path, str]]:
-        if not self.owner_key:
-            wish = (
-                'needs owner_key: logs are sealed to the owner of the job; make a key, or set "off"'
-            )
-            yield ("app_logs",), wish
-        if self.privacy is not None:
-            yield (
-                ("app_logs",),
-                "an app can write records of its site into its log, and no budget of [privacy] "
-                'counts them; set "off" (`fedlearn job try` shows what the app writes), or remove '
-                "[privacy]",
-            )
+            object.__setattr__(self, "quorum", self.placement.choose or len(self.sites))
 
     def at(self, sites: Collection[str]) -> JobSpec:
         """Return the job that runs at exactly these of its sites.

@@ -1,26 +1,10 @@
 """The aggregation strategies that a job may name, the options of each, and what each needs.
 
 The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
-arguments of its classes. ``geomedian``, the geometric median, is our own. ``app`` leaves the
-choice to the application's own ServerApp.
+arguments of its classes. ``geomedian`` (the geometric median), ``normclip`` (norm clipping) and
+``fltrust`` (FLTrust) are our own. ``app`` leaves the choice to the application's own ServerApp.
 
-A robust rule gives its guarantee only for enough updates in each round. With ``n`` updates, ``f``
-of them malicious:
-
-================= ============================== ================================================
-rule              needs                          source
-================= ============================== ================================================
-Krum, Multi-Krum  ``n >= 2f + 3``                Blanchard et al. 2017 (arXiv:1703.02757),
-                                                 proposition 4.2
-Bulyan            ``n >= 4f + 3``                El Mhamdi et al. 2018 (arXiv:1802.07927)
-trimmed mean      ``beta * n >= 1``              Yin et al. 2018 (arXiv:1803.01498): with less,
-                                                 no update is trimmed, and it is the mean
-median            ``n >= 3``                     Yin et al. 2018: ``f < n / 2``; the median of
-                                                 two updates is their mean
-geometric median  ``n >= 3``                     Pillutla et al. 2022 (arXiv:1912.13445):
-                                                 ``f < n / 2``; between two updates every point
-                                                 is one
-================= ============================== ================================================
+What a robust rule needs is in :mod:`fedlearn.job.robust_rules`.
 
 The page is docs/contributing/add-a-strategy.md.
 """
@@ -38,6 +22,7 @@ from attestation.config import (
     FieldType,
     InvalidValue,
     ReadContext,
+    choice,
     number,
     shown,
     text,
@@ -49,6 +34,7 @@ from fedlearn.job.placement import MAX_SITES
 __all__ = [
     "AGGREGATED",
     "APP",
+    "BY_MALICIOUS",
     "MEAN_FAMILY",
     "REQUIRED",
     "STRATEGIES",
@@ -58,7 +44,6 @@ __all__ = [
     "client_parts",
     "ineffective_options",
     "option_fault",
-    "too_few_updates",
 ]
 
 APP: Final = "app"
@@ -104,15 +89,17 @@ _MOMENTS: Final[Mapping[str, FieldType[Any]]] = {
     "beta_1": _below(1),
     "beta_2": _below(1),
 }
-_ROBUST: Final[Mapping[str, FieldType[Any]]] = {
+_MIXED: Final[Mapping[str, FieldType[Any]]] = {
     **_SAMPLING,
     "num_malicious_nodes": whole(0, MAX_SITES),
+    "pre_aggregation": choice("none", "nnm"),
 }
+"""Options of the rules that can follow nearest-neighbor mixing."""
 
 STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType(
     {
         APP: {},
-        "bulyan": _ROBUST,
+        "bulyan": _MIXED,
         "fedadagrad": _ADAPTIVE,
         "fedadam": _MOMENTS,
         "fedavg": _SAMPLING,
@@ -121,18 +108,24 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
             "server_learning_rate": _positive(),
             "server_momentum": _below(1),
         },
-        "fedmedian": _SAMPLING,
+        "fedmedian": _MIXED,
         "fedprox": {**_SAMPLING, "proximal_mu": number(0, _LARGEST)},
-        "fedtrimmedavg": {**_SAMPLING, "beta": _below(0.5)},
+        "fedtrimmedavg": {**_MIXED, "beta": _below(0.5)},
         "fedyogi": _MOMENTS,
+        "fltrust": {
+            "weighted_by_key": _SAMPLING["weighted_by_key"],
+            "root_site": text(most=63),
+            "server_learning_rate": _positive(),
+        },
         "geomedian": {
-            **_SAMPLING,
+            **_MIXED,
             "iterations": whole(1, _MOST_ITERATIONS),
             "smoothing": number(_FINEST, _LARGEST),
             "tolerance": _below(1),
         },
-        "krum": _ROBUST,
-        "multikrum": {**_ROBUST, "num_nodes_to_select": whole(1, MAX_SITES)},
+        "krum": _MIXED,
+        "multikrum": {**_MIXED, "num_nodes_to_select": whole(1, MAX_SITES)},
+        "normclip": {**_SAMPLING, "clip_norm": _positive()},
         "qfedavg": {
             **_SAMPLING,
             "client_learning_rate": _positive(),
@@ -145,7 +138,7 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
 and its quorum."""
 
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"qfedavg": ("client_learning_rate",)}
+    {"fltrust": ("root_site",), "qfedavg": ("client_learning_rate",)}
 )
 """Options without a default."""
 
@@ -160,6 +153,9 @@ MEAN_FAMILY: Final = frozenset(
     }
 )
 """The strategies that use only the mean of the updates, to which noise can be added."""
+
+BY_MALICIOUS: Final = frozenset({"bulyan", "krum", "multikrum"})
+"""The rules that need to know how many of the updates may be malicious, mixed or not."""
 
 _NOWHERE: Final = ReadContext(toml.Source(table={}, lines={}), "", Path())
 
@@ -178,61 +174,6 @@ def option_fault(name: str, option: str, value: object) -> str:
     return ""
 
 
-def too_few_updates(name: str, options: Mapping[str, Any], quorum: int) -> str:
-    """Return why a round may have too few updates for a strategy; empty where none may.
-
-    A round counts with ``quorum`` updates, or with as many as ``fraction_train`` of that many
-    sites. The options are of the types in :data:`STRATEGIES`.
-
-    >>> too_few_updates("bulyan", {"num_malicious_nodes": 1}, 7)
-    ''
-    >>> too_few_updates("krum", {"num_malicious_nodes": 1}, 2)
-    '"krum" with num_malicious_nodes = 1 needs 5 updates in each round (n >= 2f + 3, Blanchard et \
-al. 2017), and a round of this job may have 2'
-    """
-    updates = min(quorum, max(1, int(options.get("fraction_train", 1.0) * quorum)))
-    malicious = int(options.get("num_malicious_nodes", 0))
-    match name:
-        case "krum" | "multikrum":
-            needed, rule = 2 * malicious + 3, "n >= 2f + 3, Blanchard et al. 2017"
-        case "bulyan":
-            needed, rule = 4 * malicious + 3, "n >= 4f + 3, El Mhamdi et al. 2018"
-        case "fedmedian":
-            needed, rule = 3, "the median of two is their mean"
-        case "geomedian":
-            needed, rule = 3, "between two, every point is one, Pillutla et al. 2022"
-        case "fedtrimmedavg":
-            return _trims_nothing(float(options.get("beta", 0.2)), updates)
-        case _:
-            return ""
-    if updates < needed:
-        given = f" with num_malicious_nodes = {malicious}" if name in _BY_MALICIOUS else ""
-        return (
-            f'"{name}"{given} needs {needed} updates in each round ({rule}), and a round of this '
-            f"job may have {updates}"
-        )
-    selected = int(options.get("num_nodes_to_select", 1))
-    if selected > updates - malicious:
-        return (
-            f'"{name}" averages num_nodes_to_select = {selected} updates, and of the {updates} of '
-            f"a round only {updates - malicious} are not malicious"
-        )
-    return ""
-
-
-_BY_MALICIOUS: Final = frozenset({"bulyan", "krum", "multikrum"})
-
-
-def _trims_nothing(beta: float, updates: int) -> str:
-    if int(beta * updates) >= 1:
-        return ""
-    needs = f"needs {math.ceil(1 / beta)} updates in each round" if beta else "trims nothing"
-    return (
-        f'"fedtrimmedavg" with beta = {beta:g} {needs}: it trims int(beta * n) updates at each '
-        f"end, which is 0 of the {updates} that a round of this job may have (Yin et al. 2018)"
-    )
-
-
 def ineffective_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what the options leave without an effect, one sentence each.
 
@@ -248,6 +189,13 @@ def ineffective_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...
         and options.get("server_learning_rate", 1.0) == 1.0
     ):
         found.append("fedavgm without server_momentum and server_learning_rate is fedavg")
+    if (
+        "pre_aggregation" in STRATEGIES[name]
+        and "num_malicious_nodes" in options
+        and name not in BY_MALICIOUS
+        and options.get("pre_aggregation") != "nnm"
+    ):
+        found.append(f'num_malicious_nodes of {name} is used with pre_aggregation = "nnm" only')
     if "eta_l" in options:
         found.append(
             "eta_l is not sent to the clients, and the server does not use it: set the learning "

@@ -22,6 +22,7 @@ from attestation.config import (
     whole,
 )
 from fedlearn import config as reading
+from fedlearn.job.robust_rules import mixing_fault
 from fedlearn.job.strategies import (
     AGGREGATED,
     APP,
@@ -82,6 +83,8 @@ class StrategySpec:
             for key in REQUIRED.get(self.name, ())
             if key not in self.options
         ]
+        if not faults and (fault := mixing_fault(self.name, self.options)):
+            faults.append((("options", "pre_aggregation"), fault))
         if faults:
             raise InconsistentValues(*faults)
 

@@ -6,8 +6,8 @@ work on one exact mean: updates are added when they arrive and then released, an
 same to the last bit in any order (:mod:`server.flower.aggregation.mean`). A job's privacy puts its
 noise on that mean, before anything else sees it; what an optimiser makes of a noised mean is
 post-processing and costs nothing (Dwork and Roth 2014, proposition 2.1). The robust rules
-(median, trimmed mean, Krum, Bulyan, geometric median) and q-FedAvg look at the single updates, a
-block of them at a time (:mod:`server.flower.aggregation.robust`).
+(median, trimmed mean, Krum, Bulyan, geometric median, norm clipping, FLTrust) and q-FedAvg look at
+the single updates, a block of them at a time (:mod:`server.flower.aggregation.robust`).
 
 Flower's classes have the options, choose the nodes and make the messages.
 
@@ -33,13 +33,15 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedlearn.app.array_records import arrays_of, record_of, records_of
 from fedlearn.app.flower import has
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
+from fedlearn.job.robust_rules import PRE_AGGREGATION, outliers
 from fedlearn.job.strategies import MEAN_FAMILY
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.update.arrays import Array, check_like
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.mean import MAX_WEIGHT, ExactMean, whole_weight
 from server.flower.aggregation.robust.blocks import as_type
-from server.flower.aggregation.robust.rules import RULES, GeometricMedian, RoundInput
+from server.flower.aggregation.robust.classes import FLTrust, GeometricMedian, NormClipping
+from server.flower.aggregation.robust.rules import RULES, RoundInput
 
 __all__ = ["CLASSES", "BuiltIn", "check_classes", "name_of"]
 
@@ -53,15 +55,19 @@ CLASSES: Final[Mapping[str, str]] = {
     "fedprox": "FedProx",
     "fedtrimmedavg": "FedTrimmedAvg",
     "fedyogi": "FedYogi",
+    "fltrust": "FLTrust",
     "geomedian": "GeometricMedian",
     "krum": "Krum",
     "multikrum": "MultiKrum",
+    "normclip": "NormClipping",
     "qfedavg": "QFedAvg",
 }
 """Classes by the names that a job may use: Flower's, and our own for what Flower does not have."""
 
 _OWN: Final[Mapping[str, Any]] = {
+    "FLTrust": FLTrust,
     "GeometricMedian": GeometricMedian,
+    "NormClipping": NormClipping,
 }
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
@@ -126,7 +132,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             )
         try:
             self.inner: FedAvg = _class_of(name)(
-                **options,
+                **_of_class(name, options),
                 train_metrics_aggr_fn=train_metrics,
                 evaluate_metrics_aggr_fn=evaluate_metrics,
             )
@@ -138,6 +144,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self.name = name
         self.privacy = privacy
         self.streams = name in MEAN_FAMILY
+        self.outliers = outliers(name, options)
         self.stage = 1
         self._grid: JobGrid | None = None
         self._model: dict[str, Array] = {}
@@ -187,6 +194,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             updates=[self._travelling(self._single(each.content)) for each in chosen],
             weights=[int(self._weight(message.content)) for message in chosen],
             losses=[self._loss(message.content) for message in chosen],
+            sites=[self._site(message.metadata.src_node_id) for message in chosen],
+            outliers=self.outliers,
         )
         arrays, used = RULES[self.name](self.inner, given)
         log(INFO, "aggregate_train: used %s of %s updates", len(used), len(chosen))
@@ -388,9 +397,18 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _place(self, node: int) -> int:
         return self._grid.place(node) if self._grid is not None else node
 
+    def _site(self, node: int) -> str:
+        return self._grid.site(node) if self._grid is not None else ""
+
     def _check_quorum(self, count: int, asked: int) -> None:
         if self._grid is not None:
             self._grid.check_quorum(count, asked)
+
+
+def _of_class(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a strategy without those of the mixing that precedes its rule."""
+    own = PRE_AGGREGATION.get(name, ())
+    return {option: value for option, value in options.items() if option not in own}
 
 
 def _shape(content: RecordDict) -> tuple[tuple[str, int], ...]:

@@ -28,8 +28,9 @@ from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.assignment import Assignment
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.placement import MAX_SITES
+from fedlearn.job.robust_rules import PRE_AGGREGATION, mixing_fault, too_few_updates
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
-from fedlearn.job.strategies import REQUIRED, STRATEGIES, option_fault, too_few_updates
+from fedlearn.job.strategies import MEAN_FAMILY, REQUIRED, STRATEGIES, option_fault
 from fedlearn.job.tables import StrategySpec
 from server.flower.aggregation.mean import MAX_UPDATES
 
@@ -109,18 +110,23 @@ def _valid(option: str) -> st.SearchStrategy[str | int | float]:
     """Values of an option, of its type."""
     if option.endswith("_key"):
         return st.text(min_size=1, max_size=10).filter(lambda text: "\0" not in text)
+    if option == "pre_aggregation":
+        return st.sampled_from(["none", "nnm"])
     if option.startswith("num_") or option == "iterations":
         return st.integers(1, 3)
     return st.floats(0.2, 0.4) if option == "beta" else st.floats(0.1, 0.9)
 
 
 @st.composite
-def strategies(draw: st.DrawFn, quorum: int) -> StrategySpec:
+def strategies(draw: st.DrawFn, quorum: int, root: str) -> StrategySpec:
     name = draw(st.sampled_from(sorted(STRATEGIES)))
     known = sorted(STRATEGIES[name])
     chosen = draw(st.lists(st.sampled_from(known), unique=True)) if known else []
     options = {key: draw(_valid(key)) for key in {*chosen, *REQUIRED.get(name, ())}}
+    if "root_site" in options:
+        options["root_site"] = root
     assume(not too_few_updates(name, options, quorum))
+    assume(not mixing_fault(name, options))
     return StrategySpec(name=name, options=options)
 
 
@@ -128,7 +134,7 @@ def strategies(draw: st.DrawFn, quorum: int) -> StrategySpec:
 def specs(draw: st.DrawFn) -> JobSpec:
     sites = tuple(draw(st.lists(names, min_size=1, max_size=5, unique=True)))
     quorum = draw(st.integers(1, len(sites)))
-    strategy = draw(strategies(quorum))
+    strategy = draw(strategies(quorum, sites[0]))
     return JobSpec(
         name=draw(names),
         app=draw(st.text(min_size=1, max_size=20).filter(lambda t: "\0" not in t)),
@@ -171,14 +177,16 @@ def test_an_app_that_receives_single_updates_cannot_promise_privacy() -> None:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
-    rate = "\noptions = { client_learning_rate = 0.1 }" if name == "qfedavg" else ""
+    needed = {"client_learning_rate": "0.1", "root_site": '"a"'}
+    options = "".join(f"{key} = {needed[key]}" for key in REQUIRED.get(name, ()))
     text = (
-        FULL.replace('"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"{rate}')
+        FULL.replace(
+            '"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"\noptions = {{ {options} }}'
+        )
         .replace('["a", "b"]', '["a", "b", "c", "d", "e"]')
         .replace("quorum = 1", "quorum = 5")
     )
-    single = {"bulyan", "fedmedian", "fedtrimmedavg", "geomedian", "krum", "multikrum", "qfedavg"}
-    if name not in single:
+    if name in {"app", *MEAN_FAMILY}:
         assert _read(text).privacy is not None
         return
     with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs the updates of single'):
@@ -222,6 +230,26 @@ _SEVEN = MINIMUM.replace('["a", "b"]', '["a", "b", "c", "d", "e", "f", "g"]')
             "a round of this job may have 3",
         ),
         ('name = "fedavg"', 1, ""),
+        ('name = "normclip"', 3, ""),
+        ('name = "normclip"', 2, "the median of two norms is their mean"),
+        ('name = "normclip"\noptions = { clip_norm = 0.5 }', 1, ""),
+        ('name = "fltrust"\noptions = { root_site = "a" }', 2, ""),
+        ('name = "fltrust"\noptions = { root_site = "a" }', 1, "the root's and another one"),
+        (
+            'name = "fedmedian"\noptions = { num_malicious_nodes = 2, pre_aggregation = "nnm" }',
+            5,
+            "",
+        ),
+        (
+            'name = "fedmedian"\noptions = { num_malicious_nodes = 2, pre_aggregation = "nnm" }',
+            4,
+            r"with num_malicious_nodes = 2 needs 5 updates in each round \(nnm: n >= 2f \+ 1",
+        ),
+        (
+            'name = "krum"\noptions = { num_malicious_nodes = 2, pre_aggregation = "nnm" }',
+            6,
+            r"needs 7 updates in each round \(n >= 2f \+ 3",
+        ),
     ],
 )
 def test_a_robust_rule_is_refused_where_it_would_guarantee_nothing(
@@ -233,6 +261,40 @@ def test_a_robust_rule_is_refused_where_it_would_guarantee_nothing(
         return
     with pytest.raises(ConfigError, match=rf"job.toml:8: strategy\.name: .*{words}"):
         _read(source)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "key", "words"),
+    [
+        (
+            'name = "fedmedian"\noptions = { pre_aggregation = "nnm" }',
+            "pre_aggregation",
+            "needs num_malicious_nodes from 1 on",
+        ),
+        (
+            'name = "krum"\noptions = { pre_aggregation = "bucketing" }',
+            "pre_aggregation",
+            'must be one of "none", "nnm"',
+        ),
+        ('name = "fedavg"\noptions = { pre_aggregation = "nnm" }', "pre_aggregation", "not an"),
+        ('name = "normclip"\noptions = { clip_norm = 0 }', "clip_norm", "a number above 0"),
+        (
+            'name = "fltrust"\noptions = { root_site = "h" }',
+            "root_site",
+            "'h' is not a site of this job",
+        ),
+        (
+            'name = "fltrust"\noptions = { root_site = "a" }\n[placement]\nchoose = 3',
+            "root_site",
+            r"may not be among the sites that \[placement\] chooses",
+        ),
+    ],
+)
+def test_options_of_a_robust_rule_that_do_not_fit_are_refused(
+    strategy: str, key: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"strategy\.options\.{key}: .*{words}"):
+        _read(f"{_SEVEN}[strategy]\n{strategy}\n")
 
 
 def test_a_job_that_was_accepted_before_stays_readable(tmp_path: Path) -> None:
@@ -600,11 +662,12 @@ def test_the_table_of_strategies_is_flowers() -> None:
     strategies = pytest.importorskip("flwr.serverapp.strategy")
     found = {name.lower(): getattr(strategies, name) for name in strategies.__all__}
     for name, options in STRATEGIES.items():
-        if name in {"app", "geomedian"}:  # our own: tests/server/flower/aggregation/robust
-            continue
+        if name in {"app", "fltrust", "geomedian", "normclip"}:
+            continue  # our own: tests/server/flower/aggregation/robust
         parameters = inspect.signature(found[name]).parameters
-        assert set(options) <= set(parameters), name
-        for option in options:
+        of_class = set(options) - PRE_AGGREGATION.get(name, set())
+        assert of_class <= set(parameters), name
+        for option in of_class:
             default = parameters[option].default
             if default is inspect.Parameter.empty:
                 assert option in REQUIRED[name], (name, option)

@@ -4,6 +4,9 @@ The values of an element are sorted, and what a rule keeps of them is added in t
 result has the same bits for any order of the updates. float32, float16 and bfloat16 are added
 in float64 and rounded once; of integers the exact mean is rounded to the nearest, ties to even; a
 boolean is what more than half of the kept values are. A zero is ``+0.0``.
+
+``mix`` is a matrix whose rows make the values that are sorted of the updates' values
+(:mod:`server.flower.aggregation.robust.mixing`). These are float64, and a result is rounded once.
 """
 
 from __future__ import annotations
@@ -24,35 +27,42 @@ from server.flower.aggregation.robust.blocks import (
     load,
     ordered_type,
     store,
+    wide_type,
 )
 from server.flower.aggregation.robust.networks import MOST_ROWS, sort_rows
 
 __all__ = ["mean_around_median", "median", "trimmed_mean"]
 
 Rows = list[NDArray[Any]]
+Mix = NDArray[np.float64] | None
 
 
-def median(updates: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+def median(updates: Sequence[Arrays], mix: Mix = None) -> dict[str, NDArray[Any]]:
     """Return the median of each element; of an even number, the mean of the two in the middle.
 
     Yin et al. 2018 (arXiv:1803.01498), definition 1.
     """
-    count = len(updates)
-    return _over_ranks(updates, (count - 1) // 2, count // 2 + 1, _mean)
+    count = _count(updates, mix)
+    return _over_ranks(updates, mix, (count - 1) // 2, count // 2 + 1, _mean)
 
 
-def trimmed_mean(updates: Sequence[Arrays], beta: float) -> dict[str, NDArray[Any]]:
+def trimmed_mean(
+    updates: Sequence[Arrays], beta: float, mix: Mix = None
+) -> dict[str, NDArray[Any]]:
     """Return the mean of each element without the ``int(beta * n)`` smallest and largest values.
 
     Yin et al. 2018 (arXiv:1803.01498), definition 2.
 
     :param beta: from 0 up to, not including, 0.5.
     """
-    cut = int(beta * len(updates))
-    return _over_ranks(updates, cut, len(updates) - cut, _mean)
+    count = _count(updates, mix)
+    cut = int(beta * count)
+    return _over_ranks(updates, mix, cut, count - cut, _mean)
 
 
-def mean_around_median(updates: Sequence[Arrays], kept: int) -> dict[str, NDArray[Any]]:
+def mean_around_median(
+    updates: Sequence[Arrays], kept: int, mix: Mix = None
+) -> dict[str, NDArray[Any]]:
     """Return the mean of the ``kept`` values of each element that are closest to their median.
 
     The second phase of Bulyan, El Mhamdi et al. 2018 (arXiv:1802.07927), section 4. Of two values
@@ -60,7 +70,7 @@ def mean_around_median(updates: Sequence[Arrays], kept: int) -> dict[str, NDArra
 
     :param kept: from 1 to the number of updates.
     """
-    count = len(updates)
+    count = _count(updates, mix)
 
     def closest(rows: Rows) -> NDArray[Any]:
         middle = _mean(rows[(count - 1) // 2 : count // 2 + 1])
@@ -75,25 +85,44 @@ def mean_around_median(updates: Sequence[Arrays], kept: int) -> dict[str, NDArra
             np.copyto(rows[first + kept], rows[first], where=above >= below)
         return _mean(rows[count - kept :])
 
-    return _over_ranks(updates, 0, count, closest)
+    return _over_ranks(updates, mix, 0, count, closest)
+
+
+def _count(updates: Sequence[Arrays], mix: Mix) -> int:
+    return len(updates) if mix is None else len(mix)
 
 
 def _over_ranks(
-    updates: Sequence[Arrays], first: int, last: int, rule: Callable[[Rows], NDArray[Any]]
+    updates: Sequence[Arrays],
+    mix: Mix,
+    first: int,
+    last: int,
+    rule: Callable[[Rows], NDArray[Any]],
 ) -> dict[str, NDArray[Any]]:
     """Return what a rule makes of the values of the ranks ``first`` to ``last`` (exclusive)."""
-    count, sources = len(updates), [flat(each) for each in updates]
+    count, sources = _count(updates, mix), [flat(each) for each in updates]
     found, targets = empty_like(updates[0])
 
     def lane(blocks: Sequence[Block]) -> None:
         buffers: dict[np.dtype[Any], NDArray[Any]] = {}
+        unmixed = np.empty(0)
         for block in blocks:
             rows, spare = _room(buffers, block, count)
-            for source, row in zip(sources, rows, strict=True):
+            if mix is None:
+                into = rows
+            else:
+                if unmixed.size < len(sources) * block.size:
+                    unmixed = np.empty(len(sources) * block.size)
+                into = unmixed[: len(sources) * block.size].reshape(len(sources), block.size)
+            for source, row in zip(sources, into, strict=True):
                 load(block, source, row)
+            if mix is not None:
+                np.matmul(mix, into, out=rows)
             store(block, rule(sort_rows(rows, spare, first, last)), targets)
 
-    in_lanes(lanes_of(updates[0], count, ordered_type), count, lane)
+    held = count if mix is None else count + len(updates)
+    type_of = ordered_type if mix is None else wide_type
+    in_lanes(lanes_of(updates[0], held, type_of), len(updates), lane)
     return found
 
 

@@ -27,7 +27,13 @@ from server.flower.aggregation.robust.blocks import (
 )
 from server.flower.aggregation.robust.distances import squared_distances
 
-__all__ = ["fair_coefficients", "geometric_median_coefficients", "weighed"]
+__all__ = [
+    "clipped_coefficients",
+    "fair_coefficients",
+    "geometric_median_coefficients",
+    "trusted_coefficients",
+    "weighed",
+]
 
 Coefficients = NDArray[np.float64]
 
@@ -98,6 +104,52 @@ def fair_coefficients(
         # In this order a product may become infinite, but not NaN.
         bound = q * power / loss * np.minimum(norms, _FARTHEST) * lipschitz + power
         found: Coefficients = power / bound.sum()
+    return found
+
+
+def clipped_coefficients(norms: NDArray[np.float64], clip_norm: float | None) -> Coefficients:
+    """Return the coefficients of the mean of clipped updates: ``min(1, clip_norm / |d_k|) / n``.
+
+    Sun et al. 2019 (arXiv:1911.07963), section 4. An update whose norm float64 cannot hold gets 0.
+
+    :param norms: squared norms of the updates' differences from the model.
+    :param clip_norm: above 0; None for the median of the norms.
+    """
+    length = np.sqrt(norms)
+    length[np.isnan(length)] = np.inf
+    # Of an even number the mean of the two in the middle, of which one may be infinite.
+    most = float(np.median(length)) if clip_norm is None else clip_norm
+    factors = np.ones(len(length))
+    longer = length > most
+    factors[longer] = most / length[longer]
+    if not np.isfinite(most):
+        factors[~np.isfinite(length)] = 0
+    return factors / len(norms)
+
+
+def trusted_coefficients(products: NDArray[np.float64], root: int, *, rate: float) -> Coefficients:
+    """Return the coefficients of FLTrust; all are 0 where no update is like the root's.
+
+    Cao et al. 2021 (arXiv:2012.13995), equations 2 to 4: with the root's difference ``d_0`` and
+    the trust ``t_k = max(0, cos(d_k, d_0))`` of another site,
+    ``c_k = rate * t_k / sum_j t_j * |d_0| / |d_k|``. The root's own update is not in the sum.
+
+    :param products: the Gram matrix of the updates.
+    :param root: the place of the trusted site's update.
+    :param rate: the learning rate of the server, above 0.
+    """
+    norms = np.sqrt(np.diagonal(products))
+    found = np.zeros(len(norms))
+    usable = np.isfinite(norms) & (norms > 0)
+    if not usable[root]:
+        return found
+    usable[root] = False
+    along = products[root, usable] / norms[root] / norms[usable]
+    # A norm that overflows makes its products infinite or NaN, and is not usable.
+    trust = np.clip(along, 0, 1)
+    total = float(trust.sum())
+    if total > 0:
+        found[usable] = rate * (trust / total) * (norms[root] / norms[usable])
     return found
 
 
