@@ -43,10 +43,15 @@ from fedlearn import config as reading
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
-from fedlearn.job.consistency import faults_of
+from fedlearn.job.constraints.parts import (
+    faults_of_logs,
+    faults_of_privacy,
+    faults_of_root,
+    faults_of_sites,
+)
+from fedlearn.job.constraints.robust_rules import too_few_updates
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
 from fedlearn.job.placement import LAUNCHERS, MAX_SITES, Placement
-from fedlearn.job.robust_rules import too_few_updates
 from fedlearn.job.run import RunName
 from fedlearn.job.tables import (
     MAX_ROUNDS,
@@ -156,7 +161,15 @@ class JobSpec:
     )
 
     def __post_init__(self) -> None:
-        if faults := list(faults_of(self)):
+        faults = [
+            *faults_of_sites(self.sites, self.data, self.placement, self.quorum),
+            *faults_of_root(self.strategy, self.sites, self.placement),
+        ]
+        if self.privacy is not None:
+            faults += faults_of_privacy(self.strategy, self.aggregation, self.compression)
+        if self.app_logs == "sealed":
+            faults += faults_of_logs(self.owner_key, private=self.privacy is not None)
+        if faults:
             raise InconsistentValues(*faults)
         if self.quorum == 0:
             object.__setattr__(self, "quorum", self.placement.choose or len(self.sites))

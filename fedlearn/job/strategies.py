@@ -4,7 +4,7 @@ The names are those of ``flwr.serverapp.strategy`` in lower case; the options ar
 arguments of its classes. ``geomedian`` (the geometric median), ``normclip`` (norm clipping) and
 ``fltrust`` (FLTrust) are our own. ``app`` leaves the choice to the application's own ServerApp.
 
-What a robust rule needs is in :mod:`fedlearn.job.robust_rules`.
+What a robust rule needs is in :mod:`fedlearn.job.constraints.robust_rules`.
 
 The page is docs/contributing/add-a-strategy.md.
 """

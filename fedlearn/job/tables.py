@@ -22,7 +22,7 @@ from attestation.config import (
     whole,
 )
 from fedlearn import config as reading
-from fedlearn.job.robust_rules import mixing_fault
+from fedlearn.job.constraints.robust_rules import mixing_fault
 from fedlearn.job.strategies import (
     AGGREGATED,
     APP,

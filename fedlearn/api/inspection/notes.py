@@ -14,7 +14,7 @@ from typing import Any, Final
 from fedlearn.api.inspection.imports import Imports
 from fedlearn.api.inspection.sources import AppSources, StartedStrategy
 from fedlearn.app.checks import Application
-from fedlearn.job.robust_rules import too_few_updates
+from fedlearn.job.constraints.robust_rules import too_few_updates
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.strategies import (
     APP,

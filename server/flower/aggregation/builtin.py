@@ -33,7 +33,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedlearn.app.array_records import arrays_of, record_of, records_of
 from fedlearn.app.flower import has
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
-from fedlearn.job.robust_rules import PRE_AGGREGATION, outliers
+from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, outliers
 from fedlearn.job.strategies import MEAN_FAMILY
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.update.arrays import Array, check_like
@@ -194,7 +194,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             updates=[self._travelling(self._single(each.content)) for each in chosen],
             weights=[int(self._weight(message.content)) for message in chosen],
             losses=[self._loss(message.content) for message in chosen],
-            sites=[self._site(message.metadata.src_node_id) for message in chosen],
+            sites=self._sites(chosen) if self.name == "fltrust" else (),
             outliers=self.outliers,
         )
         arrays, used = RULES[self.name](self.inner, given)
@@ -397,8 +397,9 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _place(self, node: int) -> int:
         return self._grid.place(node) if self._grid is not None else node
 
-    def _site(self, node: int) -> str:
-        return self._grid.site(node) if self._grid is not None else ""
+    def _sites(self, replies: Sequence[Message]) -> list[str]:
+        grid = self._grid
+        return [] if grid is None else [grid.site(each.metadata.src_node_id) for each in replies]
 
     def _check_quorum(self, count: int, asked: int) -> None:
         if self._grid is not None:

@@ -26,9 +26,9 @@ from attestation.config import InconsistentValues, dumps
 from attestation.policy.parse import parse_policy
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.assignment import Assignment
+from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, mixing_fault, too_few_updates
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.placement import MAX_SITES
-from fedlearn.job.robust_rules import PRE_AGGREGATION, mixing_fault, too_few_updates
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
 from fedlearn.job.strategies import MEAN_FAMILY, REQUIRED, STRATEGIES, option_fault
 from fedlearn.job.tables import StrategySpec

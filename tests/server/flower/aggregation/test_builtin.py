@@ -44,6 +44,9 @@ class Grid:
     def place(self, node: int) -> int:
         return node
 
+    def site(self, node: int) -> str:
+        return f"s{node}"
+
     def refuse(self, node: int, reason: str) -> None:
         self.refused[node] = reason
 
@@ -56,7 +59,11 @@ class Grid:
 
 
 def strategy(name: str, grid: Grid, *, rounds: int = 1, **more: Any) -> BuiltIn:
-    options = {"client_learning_rate": 0.1} if name == "qfedavg" else {}
+    own: dict[str, dict[str, Any]] = {
+        "fltrust": {"root_site": "s1"},
+        "qfedavg": {"client_learning_rate": 0.1},
+    }
+    options = own.get(name, {})
     made = BuiltIn(name, {**FEW, **options}, **more)
     made.configure_train(rounds, record_of(MODEL), ConfigRecord(), grid)
     return made

@@ -166,7 +166,7 @@ def test_the_strategy_knows_whose_the_updates_are(monkeypatch: pytest.MonkeyPatc
     strategy = BuiltIn("fltrust", {**FEW, "root_site": "b"})
     model = {"w": np.zeros(2)}
     strategy._model = strategy._part = model
-    monkeypatch.setattr(strategy, "_site", lambda node: "abc"[node - 1])
+    monkeypatch.setattr(strategy, "_sites", lambda replies: list("abc")[: len(replies)])
     points = ([4.0, 0.0], [1.0, 0.0], [-3.0, 0.0])
     replies = [
         message(node, {"w": np.asarray(point)}, {"num-examples": 1})

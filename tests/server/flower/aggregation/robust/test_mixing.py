@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.job.robust_rules import PRE_AGGREGATION
+from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION
 from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.robust.distances import gram
 from server.flower.aggregation.robust.mixing import mixed_gram, nearest_neighbor_means
@@ -55,7 +55,8 @@ def test_mixing_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRE_AGGREGATION))
-@given(seed=st.integers(0, 2**32), count=st.integers(11, 15))
+# Of an even number, Bulyan's median is as far from the two values in the middle: rounding chooses.
+@given(seed=st.integers(0, 2**32), count=st.sampled_from([11, 13, 15]))
 @settings(max_examples=6, deadline=None)
 def test_a_rule_over_mixed_updates_is_the_rule_over_their_means(
     name: str, seed: int, count: int

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.job.robust_rules import PRE_AGGREGATION, too_few_updates
+from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, too_few_updates
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES, option_fault
 from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.robust.classes import GeometricMedian

@@ -1,0 +1,1 @@
+"""What a job must fulfil beyond the types of its keys."""

@@ -1,0 +1,97 @@
+"""What the parts of a job must not be together: what one table allows and another one excludes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+from attestation.config import toml
+from fedlearn.compression.spec import CompressionSpec
+from fedlearn.job.constraints.robust_rules import root_fault
+from fedlearn.job.placement import Placement
+from fedlearn.job.strategies import APP, MEAN_FAMILY
+from fedlearn.job.tables import AggregationSpec, StrategySpec
+
+__all__ = [
+    "MAX_NAMES_BYTES",
+    "Fault",
+    "faults_of_logs",
+    "faults_of_privacy",
+    "faults_of_root",
+    "faults_of_sites",
+]
+
+MAX_NAMES_BYTES: Final = 192 * 1024
+"""Upper bound of the names of a job's sites, as JSON."""
+
+Fault = tuple[toml.Path, str]
+"""The key in a job's file, and what is wrong there."""
+
+
+def faults_of_sites(
+    sites: Sequence[str], data: Collection[str], placement: Placement, quorum: int
+) -> Iterator[Fault]:
+    """Yield what contradicts the number and the names of a job's sites."""
+    most = placement.choose or len(sites)
+    for key, count, limit in (
+        (("placement", "choose"), placement.choose, len(sites)),
+        (("quorum",), quorum, most),
+    ):
+        if count > limit:
+            yield key, f"must be at most the {limit} sites, not {count}"
+    names = sum(map(len, sites)) + 3 * len(sites)
+    if names > MAX_NAMES_BYTES:
+        yield (
+            ("sites",),
+            f"their names have {names} bytes with quotes and commas, and one entry of the "
+            f"ledger names them all: at most {MAX_NAMES_BYTES}; use shorter names",
+        )
+    for site in data:
+        if site not in sites:
+            near = difflib.get_close_matches(site, sites, n=1)
+            wish = f"did you mean {near[0]!r}?" if near else "add it to `sites`"
+            yield ("data", site), f"is not a site of this job; {wish}"
+
+
+def faults_of_root(
+    strategy: StrategySpec, sites: Sequence[str], placement: Placement
+) -> Iterator[Fault]:
+    """Yield what is wrong with the trusted site of a job's strategy."""
+    if fault := root_fault(strategy.name, strategy.options, sites, placement.choose):
+        yield ("strategy", "options", "root_site"), fault
+
+
+def faults_of_privacy(
+    strategy: StrategySpec, aggregation: AggregationSpec, compression: CompressionSpec
+) -> Iterator[Fault]:
+    """Yield what a job with ``[privacy]`` must not have."""
+    if strategy.name not in {APP, *MEAN_FAMILY}:
+        yield (
+            ("strategy", "name"),
+            f'"{strategy.name}" needs the updates of single sites, and [privacy] '
+            f"releases their noised mean only; use {', '.join(sorted(MEAN_FAMILY))}, "
+            "or remove [privacy]",
+        )
+    if aggregation.visible:
+        yield (
+            ("aggregation", "updates"),
+            '"visible-to-app" shows the app what [privacy] protects: the update of each '
+            'site; use "aggregated", or remove [privacy]',
+        )
+    for key, fault in compression.private_faults():
+        yield ("compression", key), fault
+
+
+def faults_of_logs(owner_key: str, *, private: bool) -> Iterator[Fault]:
+    """Yield what a job with sealed logs lacks, or must not have."""
+    if not owner_key:
+        wish = 'needs owner_key: logs are sealed to the owner of the job; make a key, or set "off"'
+        yield ("app_logs",), wish
+    if private:
+        yield (
+            ("app_logs",),
+            "an app can write records of its site into its log, and no budget of [privacy] "
+            'counts them; set "off" (`fedlearn job try` shows what the app writes), or remove '
+            "[privacy]",
+        )
