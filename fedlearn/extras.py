@@ -26,6 +26,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "server": {"uvicorn": "uvicorn", "httptools": "httptools"},
         "kubernetes": {"kubernetes": "kubernetes", "urllib3": "urllib3"},
         "torch": {"torch": "torch"},
+        "dp": {"opacus": "opacus", "torch": "torch"},
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
         "parquet": {"pyarrow": "pyarrow"},
         "plot": {"matplotlib": "matplotlib", "pandas": "pandas"},

@@ -1,39 +1,29 @@
-"""The privacy cost of rounds, computed by Google's ``dp-accounting``.
+"""The privacy cost of the rounds of a job, from its ``[privacy]`` table.
 
-The noise multiplier of a spec is relative to the sensitivity under its adjacency.
-``dp-accounting`` defines it in the same way with one exception: its PLD accountant takes the
-multiplier of ``REPLACE_ONE`` relative to the clipping norm, which is half of the sensitivity. A
-Gaussian mechanism with a multiplier relative to the sensitivity costs the same under every
-adjacency, so the accountant is always called with ``ADD_OR_REMOVE_ONE``.
-
-No amplification by subsampling is credited. It holds only for observers who do not know which
-sites were drawn, and the ledger and the events of a job name them.
-
-``rdp``  Renyi differential privacy (Mironov 2017, arXiv:1702.07476); fast, an upper bound
-``pld``  privacy loss distributions (Doroshenko et al. 2022, arXiv:2207.04380); tighter, also
-         an upper bound, slower, and only for costs that are worth the name
+:mod:`fedlearn.privacy.composition` adds the releases up, with ``dp-accounting``. No amplification
+by sampling sites is credited. It holds only for observers who do not know which sites were drawn,
+and the ledger and the events of a job name them.
 
 The page is docs/reference/api/privacy.md.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from fedlearn.errors import PrivacyError
+from fedlearn.privacy.composition import Cost, calibrated, composed
 from fedlearn.privacy.spec import MINIMUM_NOISE_MULTIPLIER, PrivacySpec
 
 __all__ = [
     "MAX_ROUNDS",
     "Spent",
     "composed_epsilon",
+    "costs",
     "epsilon",
     "noise_multiplier_for",
     "rounds_within",
@@ -41,8 +31,6 @@ __all__ = [
 ]
 
 MAX_ROUNDS: Final = 1_000_000
-_PLD_LIMIT: Final = 100.0
-_LARGEST_MULTIPLIER: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +77,6 @@ def epsilon(spec: PrivacySpec, rounds: int) -> float:
     Use :func:`spent` for output that people read. Raises
     :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
     """
-    if not 0 <= rounds <= MAX_ROUNDS:
-        raise PrivacyError(f"{rounds} rounds cannot be accounted for; at most {MAX_ROUNDS}")
     return _epsilon(spec, rounds)
 
 
@@ -141,24 +127,23 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
     >>> noise_multiplier_for(spec, rounds=5)
     1.43
     """
+    return calibrated(
+        lambda multiplier: costs(replace(spec, noise_multiplier=multiplier), rounds),
+        epsilon=spec.epsilon,
+        delta=spec.delta,
+        accountant=spec.accountant,
+        least=MINIMUM_NOISE_MULTIPLIER,
+    )
 
-    def enough(multiplier: float) -> bool:
-        return epsilon(replace(spec, noise_multiplier=multiplier), rounds) <= spec.epsilon
 
-    low, high = MINIMUM_NOISE_MULTIPLIER, 1.0
-    if spec.accountant == "pld":
-        high = noise_multiplier_for(replace(spec, accountant="rdp"), rounds)
-        low = max(high / 1.3, low)
-    while not enough(high):
-        low, high = high, high * 4
-        if high > _LARGEST_MULTIPLIER:
-            raise PrivacyError(f"no amount of noise makes {rounds} rounds fit into the budget")
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    unit = 10.0 ** (math.floor(math.log10(high)) - 2)
-    # Decimal text rather than a product, so that it prints with three digits.
-    return max(float(f"{math.ceil(high / unit) * unit:.6g}"), MINIMUM_NOISE_MULTIPLIER)
+def costs(spec: PrivacySpec, rounds: int) -> dict[Cost, int]:
+    """Return the releases of ``rounds`` rounds, as the accountant counts them.
+
+    Raises :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
+    """
+    if not 0 <= rounds <= MAX_ROUNDS:
+        raise PrivacyError(f"{rounds} rounds cannot be accounted for; at most {MAX_ROUNDS}")
+    return {Cost(spec.noise_multiplier): rounds}
 
 
 def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> float:
@@ -170,53 +155,12 @@ def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> 
 
     Raises :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
     """
-    rounds: Counter[float] = Counter()
+    total: Counter[Cost] = Counter()
     for spec, count in parts:
-        if not 0 <= count <= MAX_ROUNDS:
-            raise PrivacyError(f"{count} rounds cannot be accounted for; at most {MAX_ROUNDS}")
-        rounds[spec.noise_multiplier] += count
-    if not rounds.total():
-        return 0.0
-    with _quiet():
-        return _composed(rounds, "rdp", delta)
+        total.update(costs(spec, count))
+    return composed(total, "rdp", delta)
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(spec: PrivacySpec, rounds: int) -> float:
-    if rounds == 0:
-        return 0.0
-    with _quiet():
-        one = {spec.noise_multiplier: rounds}
-        found = _composed(one, "rdp", spec.delta)
-        # The support of a privacy loss distribution grows with the loss. For a budget that is
-        # much too large it needs gigabytes, and RDP shows that the budget is exceeded.
-        if spec.accountant == "pld" and found <= _PLD_LIMIT:
-            found = _composed(one, "pld", spec.delta)
-    return found
-
-
-def _composed(rounds: Mapping[float, int], name: str, delta: float) -> float:
-    """Return the epsilon of so many rounds with each noise multiplier."""
-    import dp_accounting
-    from dp_accounting import pld, rdp
-
-    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    made = pld.PLDAccountant if name == "pld" else rdp.RdpAccountant
-    accountant: Any = made(neighboring_relation=relation)
-    for multiplier, count in rounds.items():
-        if count:
-            event = dp_accounting.GaussianDpEvent(multiplier)
-            accountant.compose(dp_accounting.SelfComposedDpEvent(event, count))
-    return float(accountant.get_epsilon(delta))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the accountant's log lines about Renyi orders that it leaves out."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return composed(costs(spec, rounds), spec.accountant, spec.delta)

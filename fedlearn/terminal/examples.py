@@ -114,6 +114,10 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn ledger verify": "fedlearn ledger verify",
         "fedlearn ledger head": "fedlearn ledger head",
         "fedlearn ledger contributions": "fedlearn ledger contributions --job mortality",
+        "fedlearn privacy": "fedlearn privacy plan --epsilon 3 --rounds 50 --sites 100",
+        "fedlearn privacy plan": (
+            "fedlearn privacy plan --epsilon 3 --delta 1e-5 --rounds 10 --examples 6000 --batch 512"
+        ),
         "fedlearn doctor": "fedlearn doctor --edge site.toml",
         "fedlearn-server": "fedlearn-server run --config server.toml",
         "fedlearn-server init": (
