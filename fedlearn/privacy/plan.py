@@ -231,7 +231,7 @@ def _check_error(question: Question, first: Point) -> None:
         wish = f"{math.ceil(first.of * factor)} sites in each round"
     # Independent noise: the cost of R rounds depends on R / noise_multiplier^2.
     fewer = math.floor(question.rounds / factor**2)
-    rounds = f", or about {fewer} rounds" if fewer else ""
+    rounds = f", or about {fewer} round{'' if fewer == 1 else 's'}" if fewer else ""
     raise PrivacyError(
         f"epsilon {question.epsilon:g} at delta {question.delta:g} for {question.rounds} rounds "
         f"needs noise of {first.error:.4g} of the clip on each number of the mean; at most "
