@@ -9,7 +9,7 @@ from fedlearn.local.federation import program
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [program("fedlearn"), "privacy", "plan", *arguments]
+    command = [str(program("fedlearn")), "privacy", "plan", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
