@@ -6,6 +6,7 @@
     fleet          the client's side of the coordinator's fleet server: its actions
     fleet_session  HTTP over mutual TLS, for them
     app_main       the process of the app
+    loaded_app     the app in a process that has loaded it, and the calls of it
     app_process    the client's end of that process
     app_state      the state of an app between rounds, and its restoration
     replies        the replies of a client

@@ -14,16 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
-
+from edge.client.flower.loaded_app import LoadedApp
 from edge.client.log_records import RecordHandler
 from fedlearn.app import install as bundle
-from fedlearn.app.flower import CALL, Packer, flatten, inflate, unpack
-from fedlearn.app.message import Head
-from fedlearn.errors import FedlearnError, JobError
-from fedlearn.job.seeds import seed_generators
+from fedlearn.errors import FedlearnError
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.sandbox.process_channel import ProcessChannel
 
@@ -34,7 +28,7 @@ _MAX_FAILURE: Final = 4000
 
 
 class _App:
-    """The app of the bundle, and its state."""
+    """The app, and the context of the one client that it has here."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         bundle.check_packages()
@@ -45,52 +39,25 @@ class _App:
             clientapp=request["clientapp"],
             config={},
         )
-        seed_generators(bytes.fromhex(request["seed"]))
-        app = installed.load("clientapp")
-        if not isinstance(app, ClientApp):
-            raise JobError(f"{installed.clientapp} is a {type(app).__name__}, not a ClientApp")
-        self._app: Any = app
-        self._context = Context(
-            run_id=0,
-            node_id=0,
-            node_config=request["node_config"],
-            state=RecordDict(),
-            run_config=request["run_config"],
-        )
+        seed = bytes.fromhex(request["seed"])
+        self._app = LoadedApp(installed, seed=seed, run_config=request["run_config"])
+        self._context = self._app.context(request["node_config"])
 
     def call(self, request: dict[str, Any], blobs: Sequence[Part]) -> list[Part]:
         """Call the app with one message; return its answer in frames."""
-        context, split = self._context, request["split"]
-        if not request["keep"]:
-            context.state = _message(blobs[split:]).content if blobs[split:] else RecordDict()
-        context.run_id, context.node_id = request["run"], request["node"]
-        TaskIdentity.run_id, TaskIdentity.node_id = request["run"], request["node"]
-        TaskIdentity.task_id = 1
-        message = _message(blobs[:split])
-        message.content.pop(CALL, None)
-        seed_generators(bytes.fromhex(request["seed"]))
-        reply: Message = self._app(message, context)
-        if reply.has_error():
-            raise JobError(f"the app answered with an error: {reply.error.reason}")
-        del message  # its arrays, before the answer takes its room
-        return _frames(reply.content)
+        split = request["split"]
+        return self._app.call(
+            self._context,
+            blobs[:split],
+            run=request["run"],
+            node=request["node"],
+            seed=bytes.fromhex(request["seed"]),
+            state=None if request["keep"] else blobs[split:],
+        )
 
     def state(self) -> list[Part]:
         """Return the state of the app in frames; none when it is empty."""
-        return _frames(self._context.state) if len(self._context.state) else []
-
-
-def _message(frames: Sequence[Part]) -> Message:
-    head = Head.from_bytes(frames[0])
-    message = inflate(frames[0], dict(zip(head.parts, frames[1:], strict=True)))
-    message.content = unpack(message.content, max_bytes=_LIMIT)
-    return message
-
-
-def _frames(content: RecordDict) -> list[Part]:
-    """Return a message with these records; its metadata are not used."""
-    message = Message(Packer().content(content), dst_node_id=0, message_type=MessageType.QUERY)
-    return flatten([message]).frames(0)
+        return self._app.state(self._context)
 
 
 def main(arguments: list[str]) -> int:

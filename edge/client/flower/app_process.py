@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from flwr.app import RecordDict
 
@@ -37,7 +37,7 @@ from fedlearn.sandbox.environment import app_environment
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.sandbox.process_channel import ChannelClosed, ChannelTimeout, ProcessChannel
 
-__all__ = ["Answer", "AppFailed", "AppLimits", "AppProcess", "AppRaised"]
+__all__ = ["Answer", "App", "AppFailed", "AppLimits", "AppProcess", "AppRaised"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_ANSWER_HEADER: Final = 4 * 1024 * 1024
@@ -90,6 +90,21 @@ class Answer:
     failure: str | None
     content: RecordDict
     state: State
+
+
+class App(Protocol):
+    """The app of one client, as its replies use it; :class:`AppProcess` states the guarantees."""
+
+    def ask(
+        self, question: Mapping[str, Any], message: Sequence[Part], state: State | None
+    ) -> Answer: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def drain(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class AppProcess:
@@ -191,7 +206,7 @@ class AppProcess:
             raise TypeError("the failure is not a text")
         content = RecordDict()
         if failure is None and not empty:
-            content = _content(blobs[:split])
+            content = content_of(blobs[:split])
         return Answer(failure=failure, content=content, state=blobs[split:])
 
     def _ended(self) -> str:
@@ -242,7 +257,7 @@ class AppProcess:
         )
 
 
-def _content(message: Sequence[Part]) -> RecordDict:
+def content_of(message: Sequence[Part]) -> RecordDict:
     """Return the records of a message in frames; the rest of it is ignored."""
     head = Head.from_bytes(message[0])
     found = inflate(message[0], dict(zip(head.parts, message[1:], strict=True)))

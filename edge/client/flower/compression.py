@@ -22,13 +22,16 @@ __all__ = ["UpdateCompressor"]
 
 
 class UpdateCompressor:
-    """Encodes the updates of one job at one site. Not thread-safe."""
+    """Encodes the updates of one job at one site. Not thread-safe.
 
-    def __init__(self, spec: JobSpec) -> None:
+    :param residual: what compression removed before; ``residual`` is what it has removed so far.
+    """
+
+    def __init__(self, spec: JobSpec, residual: Residual | None = None) -> None:
         self._spec = spec.compression
         self._clip = None if spec.privacy is None else spec.privacy.clip
         self._history = StateHistory[Residual]()
-        self._residual: Residual = {}
+        self.residual: Residual = residual or {}
 
     def content(self, content: RecordDict, asked: RecordDict, call: Call) -> RecordDict:
         """Return the answer to training with its update encoded; others are returned as they are.
@@ -45,11 +48,11 @@ class UpdateCompressor:
             raise UpdateRejected(
                 f"the answer has {len(arrays)} ArrayRecords; with [compression] an update is one"
             )
-        self._residual = self._history.before(call, self._residual)
+        self.residual = self._history.before(call, self.residual)
         name, record = next(iter(arrays.items()))
         reference = arrays_of(next(iter(models.values())))
         encoded = self._encoded(arrays_of(record), reference)
-        self._residual = encoded.residual
+        self.residual = encoded.residual
         found = RecordDict(dict(content.items()))
         found[name] = packed(update.document(encoded.arrays), COMPRESSED)
         return found
@@ -59,4 +62,4 @@ class UpdateCompressor:
     ) -> Encoded:
         if self._clip is not None:
             return encode_within(arrays, reference, self._spec, self._clip)
-        return encode(arrays, reference, self._spec, residual=self._residual)
+        return encode(arrays, reference, self._spec, residual=self.residual)

@@ -35,7 +35,7 @@ from flwr.app import (
 )
 
 from edge.client.app_log import AppLog, DiscardedAppLog
-from edge.client.flower.app_process import AppFailed, AppLimits, AppProcess, AppRaised
+from edge.client.flower.app_process import App, AppFailed, AppLimits, AppProcess, AppRaised
 from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from edge.client.flower.compression import UpdateCompressor
 from edge.client.flower.fleet import Work
@@ -43,13 +43,14 @@ from fedlearn.app import install as bundle
 from fedlearn.app.array_records import arrays_of, record_of, records_of
 from fedlearn.app.flower import CALL, Flat, Packer, flatten, inflate, unpack
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
+from fedlearn.compression.codec import Residual
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import ClientPrivacy
 from fedlearn.sandbox.memory_file import same_bytes
 
-__all__ = ["WITHHELD", "ClientPlan", "Replies"]
+__all__ = ["WITHHELD", "ClientPlan", "Memory", "Replies"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_REASON: Final = 500
@@ -88,6 +89,18 @@ class ClientPlan:
         return str(self.spec.strategy.options.get("weighted_by_key", "num-examples"))
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a client keeps from one call to the next, all of it.
+
+    ``state``     of the app
+    ``residual``  what compression has removed from the updates so far
+    """
+
+    state: State = EMPTY
+    residual: Residual = field(default_factory=dict)
+
+
 class Replies:
     """The app of one job at one site. Not thread-safe, except :meth:`close`.
 
@@ -96,6 +109,8 @@ class Replies:
     :param directory: a private folder for the app; it must not exist.
     :param charge: see :class:`edge.client.flower.warm_client.WarmClient`.
     :param log: takes what the app writes; by default it is discarded.
+    :param app: the app, loaded; by default it gets a process of its own in a sandbox.
+    :param memory: of earlier calls.
     """
 
     def __init__(
@@ -105,7 +120,10 @@ class Replies:
         directory: Path,
         charge: Callable[[str], object],
         log: AppLog | None = None,
+        app: App | None = None,
+        memory: Memory | None = None,
     ) -> None:
+        memory = memory or Memory()
         self.node = self.run = 0
         self._log = log or DiscardedAppLog()
         self._round = 0
@@ -114,12 +132,20 @@ class Replies:
         privacy = plan.spec.privacy
         self._privacy = None if privacy is None else ClientPrivacy.from_spec(privacy)
         self._charge = charge
-        self._compressor = UpdateCompressor(plan.spec) if plan.spec.compression.active else None
+        self._compressor: UpdateCompressor | None = None
+        if plan.spec.compression.active:
+            self._compressor = UpdateCompressor(plan.spec, memory.residual)
         self._history = StateHistory[State]()
         self._installed: bundle.Installed | None = None
-        self._process: AppProcess | None = None
-        self._state: State = EMPTY
+        self._process: App | None = app
+        self._state: State = memory.state
         self._in_process: State | None = None
+
+    @property
+    def memory(self) -> Memory:
+        """What the client has kept so far."""
+        residual = {} if self._compressor is None else self._compressor.residual
+        return Memory(self._state, residual)
 
     def load(self) -> None:
         """Unpack and check the app and load it, once.
@@ -222,13 +248,13 @@ class Replies:
             self._state = state
         self._in_process = self._state
 
-    def _started(self) -> AppProcess:
+    def _started(self) -> App:
         """Return the process of the app, with the app loaded; start one if there is none."""
+        if self._process is not None and self._process.alive:
+            return self._process
         plan, installed = self._plan, self._installed
         if installed is None:
             raise JobError("the app is not loaded")
-        if self._process is not None and self._process.alive:
-            return self._process
         self._in_process = EMPTY  # a new process
         process = self._process = AppProcess(
             folder=installed.folder,

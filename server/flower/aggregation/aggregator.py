@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from flwr.app import ConfigRecord
 
+from fedlearn.clock import REAL, Clock
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.strategies import APP, STRATEGIES
@@ -51,14 +52,15 @@ from server.flower.aggregation.round_updates import Rules
 from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
 from server.flower.application import app_files as appfiles
 from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
+from server.flower.exchange.coordinator import Coordinator
 from server.flower.ipc.failures import raised
-from server.flower.ipc.peer import Answer, Peer
+from server.flower.ipc.peer import Answer, Caller, Peer
 from server.flower.ipc.process_lifetime import end_with
 from server.flower.ipc.records import array_record, plain_record
 from server.flower.ipc.task import enter_run
 from server.flower.job_plan import JobPlan, from_record
 
-__all__ = ["Session", "main"]
+__all__ = ["Session", "for_application", "main"]
 
 _MAX_OPTIONS: Final = 100
 _MAX_WAIT: Final = 1.0
@@ -73,14 +75,23 @@ _NO_METRICS: Final = (
 
 
 class Session:
-    """Answers the requests of one job's application. Safe to use from many threads."""
+    """Answers the requests of one job's application. Safe to use from many threads.
+
+    ``failure`` is how the job failed, once it has ``ended``.
+
+    :param application: with which it calls the application back; to be set before :meth:`answer`
+        is called where it is not given.
+    :param clock: by which the job measures its deadlines.
+    """
 
     def __init__(
         self,
         plan: JobPlan,
         run: Any,
-        coordinator: CoordinatorClient,
-        process_channel: ProcessChannel,
+        coordinator: Coordinator,
+        application: Caller | None = None,
+        *,
+        clock: Clock = REAL,
     ) -> None:
         self._plan = plan
         self._visible = plan.spec.aggregation.visible
@@ -89,17 +100,17 @@ class Session:
             if plan.spec.privacy is None
             else ServerPrivacy.from_spec(plan.spec.privacy, plan.noise_secret)
         )
-        self.grid = JobGrid(coordinator, _rules(plan))
+        self.grid = JobGrid(coordinator, _rules(plan), clock)
         self.grid.set_run(run)
         self.rounds = Rounds(coordinator, plan.spec, self.grid)
-        self.peer = Peer(process_channel, self._answer)
+        self.application = application
         self.ended = threading.Event()
         self.failure: FedlearnError | None = None
         self._denied: FedlearnError | None = None
         self._coordinator = coordinator
         self._files_kept = threading.Lock()
 
-    def _answer(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
+    def answer(self, name: str, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         match name:
             case "nodes":
                 return {"nodes": list(self.grid.get_node_ids())}, ()
@@ -133,12 +144,10 @@ class Session:
             case other:
                 raise TransportError(f"{other[:40]!r} is not a request")
 
-    def wait(self) -> None:
-        """Wait until the application reports its end, or its process is gone."""
-        while not self.ended.wait(_LOOK_SECONDS):
-            if self.peer.wait_closed(0):
-                return
-        self.peer.wait_closed(_MAX_WAIT)
+    @property
+    def _called_back(self) -> Caller:
+        assert self.application is not None
+        return self.application
 
     def _keep_files(self, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         most = appfiles.most_bytes(self._plan.max_update_bytes)
@@ -153,7 +162,7 @@ class Session:
     def _start(self, fields: dict[str, Any], blobs: list[Part]) -> Answer:
         parts = iter(blobs)
         most = self._plan.max_update_bytes
-        functions = RemoteFunctions(self.peer, max_bytes=most)
+        functions = RemoteFunctions(self._called_back, max_bytes=most)
         stage = Stage(
             strategy=self._strategy(fields.get("strategy"), functions),
             arrays=array_record(fields["arrays"], parts, max_bytes=most),
@@ -180,7 +189,7 @@ class Session:
                 self._coordinator.event("log", line=replaced, level="warning")
             return strategy
         if self._visible:
-            return RemoteStrategy(self.peer, max_bytes=plan.max_update_bytes)
+            return RemoteStrategy(self._called_back, max_bytes=plan.max_update_bytes)
         if not isinstance(described, dict):
             raise TransportError("a strategy is an object")
         name, title = described.get("name"), str(described.get("title"))[:200]
@@ -269,10 +278,11 @@ def main() -> None:
     )
     run = enter_run(plan.run_id)
     seed_generators(derive(plan.spec.seed, "server", 0))
-    session = Session(plan, run, coordinator, theirs)
-    theirs.send(*_for_application(plan))
-    session.peer.start()
-    session.wait()
+    session = Session(plan, run, coordinator)
+    peer = session.application = Peer(theirs, session.answer)
+    theirs.send(*for_application(plan))
+    peer.start()
+    _wait(session, peer)
     if not session.ended.is_set():
         # The process of the application is gone, and the coordinator knows how it ended.
         os._exit(1)
@@ -281,6 +291,14 @@ def main() -> None:
     except TransportError:
         os._exit(1)
     os._exit(0 if session.failure is None else 1)
+
+
+def _wait(session: Session, peer: Peer) -> None:
+    """Wait until the application reports its end, or its process is gone."""
+    while not session.ended.wait(_LOOK_SECONDS):
+        if peer.wait_closed(0):
+            return
+    peer.wait_closed(_MAX_WAIT)
 
 
 def _rules(plan: JobPlan) -> Rules:
@@ -298,7 +316,7 @@ def _rules(plan: JobPlan) -> Rules:
     )
 
 
-def _for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
+def for_application(plan: JobPlan) -> tuple[dict[str, Any], list[bytes]]:
     """Return what the process of the application gets of a job: no secret is in it."""
     spec = plan.spec
     return {

@@ -30,12 +30,13 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
 from fedlearn.app.flower import CALL, Packer, flatten
+from fedlearn.clock import REAL, Clock
 from fedlearn.errors import JobError, QuorumNotReached, TransportError
 from server.flower.aggregation.replies import Spec
 from server.flower.aggregation.round_exchange import WAIT_SECONDS, RoundExchange
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_validator import Asked, UpdateValidator
-from server.flower.exchange.calls import CoordinatorClient, Node
+from server.flower.exchange.coordinator import Coordinator, Node
 
 __all__ = ["JobGrid"]
 
@@ -52,10 +53,12 @@ _MAX_OPEN: Final = 8
 class JobGrid(Grid):  # type: ignore[misc]
     """Flower's grid for one job; see the module.
 
-    ``updates`` are those of the present round, ``validator`` checks replies.
+    ``updates`` are those of the present round, ``validator`` checks replies, and ``clock``
+    measures deadlines.
     """
 
-    def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
+    def __init__(self, coordinator: Coordinator, rules: Rules, clock: Clock = REAL) -> None:
+        self.clock = clock
         self._coordinator = coordinator
         self._rules = rules
         self._order = {site: index for index, site in enumerate(rules.sites)}
@@ -145,12 +148,12 @@ class JobGrid(Grid):  # type: ignore[misc]
 
         :raises QuorumNotReached: when the quorum is not reached by the deadline.
         """
-        started = time.monotonic()
+        started = self.clock.monotonic()
         quorum, all_sites = self._rules.quorum, len(self._rules.sites)
         nodes = self._coordinator.online()
         patience = _PATIENCE_SECONDS
         while len(nodes) < quorum:
-            left = started + self._rules.seconds - time.monotonic()
+            left = started + self._rules.seconds - self.clock.monotonic()
             if left <= 0:
                 raise QuorumNotReached(
                     f"{len(nodes)} of {quorum} sites are online after {self._rules.seconds:g} s",
@@ -161,8 +164,8 @@ class JobGrid(Grid):  # type: ignore[misc]
                 self._report_waiting(nodes, started + self._rules.seconds)
                 patience = WAIT_SECONDS
         if self._absent(nodes) - self._met:
-            end = time.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
-            while len(nodes) < all_sites and (left := end - time.monotonic()) > 0:
+            end = self.clock.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
+            while len(nodes) < all_sites and (left := end - self.clock.monotonic()) > 0:
                 nodes = self._coordinator.online(all_sites, min(left, WAIT_SECONDS))
             self._met = frozenset(self._rules.sites)
         self._met |= {node.site for node in nodes}
@@ -248,6 +251,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             seconds=seconds,
             train=train,
             intended=len(messages),
+            clock=self.clock,
         )
         refused = len(messages) - len(ids)
         if refused and self._rules.stragglers == "fail":
@@ -267,7 +271,7 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     def _check_strategy(self, nodes: list[Node]) -> None:
         """End a strategy that repeats its call because it wants more nodes than are online."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if self._short_since is None:
             self._short_since = now
         elif now - self._short_since > self._rules.seconds:
@@ -289,7 +293,7 @@ class JobGrid(Grid):  # type: ignore[misc]
                 "round.waiting",
                 round=self.updates.round,
                 sites=[site for site in self._rules.sites if site in absent],
-                until_unix_ms=int((time.time() + max(0.0, end - time.monotonic())) * 1000),
+                until_unix_ms=int((time.time() + max(0.0, end - self.clock.monotonic())) * 1000),
             )
 
     def _place(self, node: Node) -> int:

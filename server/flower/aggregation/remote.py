@@ -19,7 +19,7 @@ from fedlearn.app.array_records import arrays_of, records_of
 from fedlearn.errors import TransportError
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
-from server.flower.ipc.peer import Peer
+from server.flower.ipc.peer import Caller
 from server.flower.ipc.records import (
     HISTORIES,
     array_record,
@@ -48,7 +48,7 @@ class RemoteFunctions:
     :param max_bytes: the most bytes that the arrays of one answer may have.
     """
 
-    def __init__(self, peer: Peer, *, max_bytes: int) -> None:
+    def __init__(self, peer: Caller, *, max_bytes: int) -> None:
         self._peer = peer
         self._max_bytes = max_bytes
 
@@ -82,7 +82,7 @@ class RemoteFunctions:
 class RemoteStrategy:
     """A strategy that runs in the application's process and sees the update of each site."""
 
-    def __init__(self, peer: Peer, *, max_bytes: int) -> None:
+    def __init__(self, peer: Caller, *, max_bytes: int) -> None:
         self._peer = peer
         self._max_bytes = max_bytes
         self._asked: list[Message] = []

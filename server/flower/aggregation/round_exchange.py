@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from flwr.app import Message
 
+from fedlearn.clock import REAL, Clock
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_validator import Asked, UpdateValidator, failure
-from server.flower.exchange.calls import CoordinatorClient, Node
+from server.flower.exchange.coordinator import Coordinator, Node
 
 __all__ = ["WAIT_SECONDS", "RoundExchange"]
 
@@ -31,7 +31,7 @@ class RoundExchange:
 
     def __init__(
         self,
-        coordinator: CoordinatorClient,
+        coordinator: Coordinator,
         rules: Rules,
         updates: RoundUpdates,
         validator: UpdateValidator,
@@ -41,7 +41,9 @@ class RoundExchange:
         seconds: float,
         train: bool,
         intended: int,
+        clock: Clock = REAL,
     ) -> None:
+        self._clock = clock
         self._coordinator = coordinator
         self._rules = rules
         self._updates = updates
@@ -49,7 +51,7 @@ class RoundExchange:
         self._asked = asked
         self._pending = pending
         self._seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._end = self._clock.monotonic() + seconds
         self._train = train
         self._intended = intended
 
@@ -62,7 +64,7 @@ class RoundExchange:
         accepted: set[str] = set()
         try:
             while waiting:
-                left = self._end - time.monotonic()
+                left = self._end - self._clock.monotonic()
                 if left <= 0:
                     break
                 replies = self._coordinator.pull(waiting, min(left, WAIT_SECONDS))

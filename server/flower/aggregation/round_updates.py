@@ -9,7 +9,7 @@ from typing import Final
 from attestation.length_prefixed import pack
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import FedlearnError, QuorumNotReached
-from server.flower.exchange.calls import CoordinatorClient
+from server.flower.exchange.coordinator import Coordinator
 from server.flower.exchange.receipts import ledger_digest
 from server.flower.job_plan import Reply
 
@@ -57,7 +57,7 @@ class RoundUpdates:
     ``saved``   by how many bytes compression made the updates of the round smaller
     """
 
-    def __init__(self, coordinator: CoordinatorClient, rules: Rules) -> None:
+    def __init__(self, coordinator: Coordinator, rules: Rules) -> None:
         self._coordinator = coordinator
         self._rules = rules
         self._contributors: set[str] = set()

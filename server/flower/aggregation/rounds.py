@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -43,7 +42,8 @@ from fedlearn.job.tables import MAX_ROUNDS
 from fedlearn.update.arrays import decode, document, is_finite
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import ContributorRevoked
-from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
+from server.flower.exchange.calls import MAX_RECORD_BYTES
+from server.flower.exchange.coordinator import Coordinator
 from server.flower.ipc.records import HISTORIES
 from server.flower.ipc.strategy_state import Captured, NotCaptured, capture, restore
 from server.flower.job_plan import Checkpoint
@@ -97,9 +97,12 @@ class Stage:
 
 
 class Rounds:
-    """Runs the rounds of one job, stage by stage."""
+    """Runs the rounds of one job, stage by stage.
 
-    def __init__(self, coordinator: CoordinatorClient, spec: JobSpec, grid: JobGrid) -> None:
+    ``finished`` is the last round of the stage that runs, and ``result`` its result so far.
+    """
+
+    def __init__(self, coordinator: Coordinator, spec: JobSpec, grid: JobGrid) -> None:
         self._coordinator = coordinator
         self._spec = spec
         self._grid = grid
@@ -108,6 +111,7 @@ class Rounds:
         self._reported = False
         self._last: Captured | None = None
         self.finished = 0
+        self.result: Result | None = None
         self._made = False
         self._skipped = ""
 
@@ -154,6 +158,7 @@ class Rounds:
                 f"stages of 1 to {MAX_ROUNDS} rounds"
             )
         self._last = None
+        self.result = stage.result
         stage.strategy.summary()
         self._grid.validator.remember_types(stage.arrays)
         done, evaluated = self._resume(stage) if first else (0, True)
@@ -185,7 +190,7 @@ class Rounds:
     # One round
 
     def _whole_round(self, stage: Stage, number: int, rounds: int) -> None:
-        started = time.monotonic()
+        started = self._grid.clock.monotonic()
         sent, received = self._coordinator.traffic()
         self._release(stage, number, rounds)
         if self._skipped:
@@ -199,7 +204,7 @@ class Rounds:
             "round.finished",
             round=number,
             rounds=rounds,
-            seconds=time.monotonic() - started,
+            seconds=self._grid.clock.monotonic() - started,
             sites=sites,
             bytes=sent_now - sent + received_now - received,
             bytes_received=received_now - received,

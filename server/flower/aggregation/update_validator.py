@@ -17,7 +17,7 @@ from fedlearn.errors import FedlearnError
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_decoder import UpdateDecoder
-from server.flower.exchange.calls import Node
+from server.flower.exchange.coordinator import Node
 from server.flower.job_plan import Reply
 
 __all__ = ["Asked", "UpdateValidator", "failure"]

@@ -2,16 +2,17 @@
 
 Everything here runs beside user code, in its process, and holds nothing that a job promises to
 protect: the aggregator decides what may be asked (:mod:`server.flower.aggregation.aggregator`).
-:func:`install` puts a function in the place of Flower's ``Strategy.start`` that hands the
+Within :func:`installed` a function has the place of Flower's ``Strategy.start``. It hands the
 strategy's description, the first model and the application's functions to the aggregator. For
 the application nothing changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -26,7 +27,7 @@ from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
 from server.flower.aggregation.builtin import name_of
 from server.flower.application.contract import check
-from server.flower.ipc.peer import Answer, Peer
+from server.flower.ipc.peer import Answer, ServingCaller
 from server.flower.ipc.records import (
     HISTORIES,
     array_record,
@@ -39,7 +40,7 @@ from server.flower.ipc.records import (
 )
 from server.flower.ipc.strategy_state import NotCaptured, capture, restore
 
-__all__ = ["AppGrid", "JobRules", "Started", "install"]
+__all__ = ["AppGrid", "JobRules", "Started", "installed"]
 
 _WAIT_SECONDS: Final = 0.25
 _ARGUMENTS: Final = (
@@ -69,14 +70,14 @@ class JobRules:
 class AppGrid(Grid):  # type: ignore[misc]
     """Flower's grid, as an application sees it. Safe to use from many threads."""
 
-    def __init__(self, peer: Peer, run: Run, rules: JobRules) -> None:
+    def __init__(self, peer: ServingCaller, run: Run, rules: JobRules) -> None:
         self._peer = peer
         self._run = run
         self._rules = rules
         self._asked: dict[str, Message] = {}
 
     @property
-    def peer(self) -> Peer:
+    def peer(self) -> ServingCaller:
         """The connection to the aggregator."""
         return self._peer
 
@@ -266,15 +267,17 @@ class Started:
         return {"state": state}, [update.document(tensors)]
 
 
-def install(grid: AppGrid) -> None:
-    """Take the place of ``Strategy.start`` in this process, with its own signature.
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """A context in which ``Strategy.start`` is ours, with its own signature.
 
     ``should_stop``, an argument that Flower 1.43 adds, is honoured where there is one.
 
     :raises FlowerMismatch: when ``Strategy.start`` is not one of the known versions.
     """
     check()
-    signature = inspect.signature(Strategy.start)
+    flowers = Strategy.start
+    signature = inspect.signature(flowers)
 
     def start(self: Strategy, *args: Any, **keywords: Any) -> Result:
         bound = signature.bind(self, *args, **keywords)
@@ -285,9 +288,13 @@ def install(grid: AppGrid) -> None:
             given[name] = value if given[name] is None else given[name]
         if not isinstance(given["grid"], AppGrid):
             raise JobError("a strategy is started with the grid that the ServerApp was given")
-        return Started(self, grid, given).run()
+        return Started(self, given["grid"], given).run()
 
     Strategy.start = start
+    try:
+        yield
+    finally:
+        Strategy.start = flowers
 
 
 def messages_fields(messages: Iterable[Message]) -> tuple[dict[str, Any], list[Part]]:

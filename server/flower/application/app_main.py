@@ -15,19 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from flwr.app import Context, RecordDict
-from flwr.serverapp import ServerApp
-
 from fedlearn.app import install as bundle
 from fedlearn.app.tracebacks import app_traceback
 from fedlearn.errors import FedlearnError, JobError, TransportError
-from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.sandbox.process_channel import ProcessChannel
 from server.flower.application import app_files as appfiles
-from server.flower.application.app_grid import AppGrid, JobRules, install
+from server.flower.application.run_app import run_app
 from server.flower.ipc.failures import failure_of
 from server.flower.ipc.peer import Peer
-from server.flower.ipc.task import SERVER_NODE, enter_run
 
 __all__ = ["main"]
 
@@ -73,32 +68,7 @@ def _run(header: dict[str, Any], app_bytes: bytes, peer: Peer, folder: Path) -> 
     bundle.check_packages()
     # Show what an application logs with Flower's logger.
     logging.getLogger("flwr").setLevel(logging.INFO)
-    run = enter_run(header["run"])
-    application = bundle.unpack(app_bytes, folder / _APP_FOLDER)
-    rules = JobRules(
-        sites=tuple(header["sites"]),
-        seconds=header["seconds"],
-        stragglers=header["stragglers"],
-        seed=header["seed"],
-        max_bytes=header["max_bytes"],
-    )
-    grid = AppGrid(peer, run, rules)
-    install(grid)
-    context = Context(
-        run_id=run.run_id,
-        node_id=SERVER_NODE,
-        node_config={},
-        state=RecordDict(),
-        run_config=application.run_config(header["run_config"]),
-    )
-    seed = derive(rules.seed, "server", 0)
-    seed_generators(seed)
-    app = application.load("serverapp")
-    if not isinstance(app, ServerApp):
-        raise JobError(f"{application.serverapp} is a {type(app).__name__}, not a ServerApp")
-    # Once more: the application has brought its libraries, and may have used them.
-    seed_generators(seed)
-    app(grid=grid, context=context)
+    run_app(bundle.unpack(app_bytes, folder / _APP_FOLDER), header, peer)
 
 
 def _raised(error: BaseException, app: Path) -> JobError:

@@ -13,13 +13,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from fedlearn.app.message import Flat
 from fedlearn.errors import FedlearnError, TransportError
 from fedlearn.sandbox.memory_file import FilePart, Part, view_of
 from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.exchange.coordinator import Node
 from server.flower.exchange.receipts import Receipts
 from server.flower.ipc.failures import failure_of, raised
 from server.flower.job_plan import MAX_EVENTS, Checkpoint, JobChannel, Reply
@@ -33,14 +33,6 @@ MAX_RECORD_BYTES: Final = 1 << 40
 _LOG = logging.getLogger(__name__)
 
 Answer = tuple[Mapping[str, Any], Sequence[Part]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A site's client as a job sees it."""
-
-    number: int
-    site: str
 
 
 class CoordinatorClient:

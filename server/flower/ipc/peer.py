@@ -17,14 +17,14 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fedlearn.errors import FedlearnError, JobError, TransportError
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.sandbox.process_channel import ChannelClosed, ProcessChannel
 from server.flower.ipc.failures import failure_of, raised
 
-__all__ = ["Answer", "Handler", "Peer"]
+__all__ = ["Answer", "Caller", "Handler", "Peer", "ServingCaller", "answered"]
 
 Answer = tuple[Mapping[str, Any], Sequence[Part]]
 Handler = Callable[[str, dict[str, Any], list[Part]], Answer]
@@ -33,6 +33,39 @@ Handler = Callable[[str, dict[str, Any], list[Part]], Answer]
 _LOG = logging.getLogger(__name__)
 _MAX_OPEN_CALLS: Final = 256
 _THREADS: Final = 40
+
+
+class Caller(Protocol):
+    """What calls the other end: a :class:`Peer`, or one end of
+    :class:`server.flower.ipc.direct.DirectCalls`."""
+
+    def call(
+        self, name: str, fields: Mapping[str, Any] | None = None, blobs: Sequence[Part] = ()
+    ) -> tuple[dict[str, Any], list[Part]]: ...
+
+
+class ServingCaller(Caller, Protocol):
+    """What answers the other end's calls while it waits for its own answer."""
+
+    def call_serving(
+        self, name: str, fields: Mapping[str, Any], blobs: Sequence[Part], handler: Handler
+    ) -> tuple[dict[str, Any], list[Part]]: ...
+
+
+def answered(
+    handler: Handler, name: str, fields: object, blobs: list[Part]
+) -> tuple[dict[str, Any], Sequence[Part]]:
+    """Return what a handler answers (``answer``), or the failure that it raised (``error``)."""
+    try:
+        if not isinstance(fields, dict):
+            raise TransportError("a call has no fields")
+        answer, parts = handler(name, fields, blobs)
+        return {"answer": dict(answer)}, parts
+    except FedlearnError as error:
+        return {"error": failure_of(error)}, ()
+    except Exception as error:  # noqa: BLE001  user code, or bytes that it made; reported
+        _LOG.exception("the call %s failed", name[:40])
+        return {"error": failure_of(JobError(f"{name} raised {type(error).__name__}: {error}"))}, ()
 
 
 class Peer:
@@ -182,23 +215,10 @@ class Peer:
             raise TransportError("a call arrived, and this end serves none")
 
     def _handle(self, handler: Handler, header: dict[str, Any], blobs: list[Part]) -> None:
-        number = header["id"]
-        parts: Sequence[Part] = ()
-        try:
-            fields = header.get("fields")
-            if not isinstance(fields, dict):
-                raise TransportError("a call has no fields")
-            answer, parts = handler(str(header["call"]), fields, blobs)
-            found: dict[str, Any] = {"id": number, "answer": dict(answer)}
-        except FedlearnError as error:
-            found = {"id": number, "error": failure_of(error)}
-        except Exception as error:  # noqa: BLE001  user code, or bytes that it made; reported
-            _LOG.exception("the call %s failed", str(header["call"])[:40])
-            wrong = JobError(f"{header['call']} raised {type(error).__name__}: {error}")
-            found = {"id": number, "error": failure_of(wrong)}
+        found, parts = answered(handler, str(header["call"]), header.get("fields"), blobs)
         with self._lock:
             self._open -= 1
         try:
-            self._send(found, parts)
+            self._send({"id": header["id"], **found}, parts)
         except ChannelClosed:
             return  # the reader detects and reports it too

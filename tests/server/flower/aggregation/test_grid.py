@@ -16,7 +16,7 @@ from fedlearn.app.flower import Flat, Packer, flatten
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import Rules
-from server.flower.exchange.calls import CoordinatorClient, Node
+from server.flower.exchange.coordinator import Coordinator, Node
 from server.flower.ipc.task import enter_run
 from server.flower.job_plan import Reply
 from tests.fakes.exchange import message as make_message
@@ -109,7 +109,7 @@ def run(
     coordinator.gone = set(gone)
     values: dict[str, Any] = {"sites": SITES, "quorum": 2, "seconds": 5.0, "stragglers": "drop"}
     grid = JobGrid(
-        cast("CoordinatorClient", coordinator),
+        cast("Coordinator", coordinator),
         Rules(**{**values, "max_update_bytes": 10**6, **rules}),
     )
     nodes = list(grid.get_node_ids())

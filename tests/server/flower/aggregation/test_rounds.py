@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
+from fedlearn.clock import REAL
 from fedlearn.errors import DiskError, JobError
 from server.flower.aggregation.rounds import Rounds, ShouldStop, Stage
 from server.flower.job_plan import Checkpoint
@@ -92,6 +93,7 @@ def run(
         restrict=lambda _: None,
         send_and_receive=lambda *_, **__: [],
         end_rounds=lambda: None,
+        clock=REAL,
     )
     spec: Any = SimpleNamespace(
         name="job",

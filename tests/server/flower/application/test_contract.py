@@ -191,12 +191,13 @@ def test_the_start_of_1_43_is_known_and_its_argument_is_handed_on(
     aggregator: Any = Aggregator()
     grid = appgrid.AppGrid(aggregator, None, rules)
     monkeypatch.setattr(Strategy, "start", Flower143.start)
-    appgrid.install(grid)
-    result = FedAvg().start(
-        grid=grid,
-        initial_arrays=ArrayRecord([np.zeros(1)]),
-        should_stop=lambda server_round, found: server_round == 2 and found is not None,
-    )
+    with appgrid.installed():
+        result = FedAvg().start(
+            grid=grid,
+            initial_arrays=ArrayRecord([np.zeros(1)]),
+            should_stop=lambda server_round, found: server_round == 2 and found is not None,
+        )
+    assert Strategy.start is Flower143.start
     assert asked == [("start", True, 3), True]
     assert isinstance(result, Result)
 
