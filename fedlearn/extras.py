@@ -28,6 +28,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "torch": {"torch": "torch"},
         "dp": {"opacus": "opacus", "torch": "torch"},
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
+        "audit": {"matplotlib": "matplotlib", "torch": "torch"},
         "parquet": {"pyarrow": "pyarrow"},
         "plot": {"matplotlib": "matplotlib", "pandas": "pandas"},
         "mlflow": {"mlflow": "mlflow-skinny"},

@@ -159,7 +159,7 @@ def test_few_modules_need_an_extra(blocker: Path) -> None:
     assert done.returncode == 0, done.stderr
     where = {
         "lxml": ("attestation.endorsements.xmlsig",),
-        "torch": ("fedlearn.update.torch", "fedlearn.app.state_dict"),
+        "torch": ("fedlearn.audit.", "fedlearn.update.torch", "fedlearn.app.state_dict"),
         "uvicorn": ("server.rpc.", "server.coordinator", "server.service"),
         "httptools": ("server.rpc.", "server.coordinator", "server.service"),
     }
