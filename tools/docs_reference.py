@@ -24,6 +24,7 @@ from grpc_tools import protoc
 from attestation.config import describe
 from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
+from fedlearn.data.setup import DataSetup
 from fedlearn.job import events, strategies
 from fedlearn.job.spec import JobSpec
 from fedlearn.terminal.examples import EXAMPLES
@@ -35,6 +36,7 @@ __all__ = ["GENERATED", "Unknown", "fill"]
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROTO: Final = "fedlearn/wire/fedlearn.proto"
 MODELS: Final[Mapping[str, type]] = {
+    "data": DataSetup,
     "job": JobSpec,
     "policy": AppraisalPolicy,
     "server": ServerConfig,

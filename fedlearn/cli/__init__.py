@@ -41,6 +41,9 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "model": _noun("state.model", "List, open, export and verify sealed models."),
         "ledger": _noun("state.ledger", "Show and verify the record of every decision."),
         "privacy": _noun("privacy.commands", "Plan how much noise an epsilon needs."),
+        "data": _noun(
+            "data.commands", "Divide a data set among simulated sites, and see who has what."
+        ),
         "bench": _noun("bench.commands", "Measure what confidentiality costs on this machine."),
         "doctor": _noun("doctor", "Check this machine and its configuration.", "command"),
         "completion": COMPLETION,

@@ -12,6 +12,7 @@ from fedlearn.config.files import (
     read_file,
     relative,
     write_new,
+    write_new_bytes,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "read_file",
     "relative",
     "write_new",
+    "write_new_bytes",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "read_file",
     "relative",
     "write_new",
+    "write_new_bytes",
 ]
 
 MAX_FILE_BYTES: Final = toml.MAX_TOML_BYTES
@@ -87,13 +88,18 @@ def write_new(path: Path, text: str) -> None:
 
     :raises ConfigError: when there is one, or the folder cannot be written.
     """
+    write_new_bytes(path, text.encode())
+
+
+def write_new_bytes(path: Path, content: bytes) -> None:
+    """Write a file of any content; see :func:`write_new`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_once(path, text.encode())
+        written = write_once(path, content)
     except OSError as error:
         reason = (error.strerror or "unknown reason").lower()
         raise ConfigError(f"cannot be written: {reason}", where=str(path)) from None
-    if written != text.encode():
+    if written != content:
         raise ConfigError("exists", where=str(path), hint="name another file; nothing was written")
 
 

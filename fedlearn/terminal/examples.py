@@ -18,6 +18,11 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "fedlearn": "fedlearn job init my-job && fedlearn job try my-job/job.toml",
         "fedlearn demo": "fedlearn demo --data digits",
+        "fedlearn data": "fedlearn data show data",
+        "fedlearn data split": (
+            "fedlearn data split fashion-mnist --partition dirichlet --clients 10 --out data"
+        ),
+        "fedlearn data show": "fedlearn data show data --plot data.png",
         "fedlearn bench": "fedlearn bench confidentiality",
         "fedlearn bench confidentiality": (
             "fedlearn bench confidentiality --app digits --rounds 10"

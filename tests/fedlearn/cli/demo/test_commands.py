@@ -68,7 +68,7 @@ def test_a_missing_package_is_found_before_anything_starts(
 def test_a_missing_data_set_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedlearn.demo import fashion
+    from fedlearn.data.sources import fashion
 
     monkeypatch.setattr(fashion, "FOLDER", tmp_path / "nowhere")
     monkeypatch.setenv("TMPDIR", str(tmp_path))

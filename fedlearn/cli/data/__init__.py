@@ -1,0 +1,1 @@
+"""``fedlearn data``: data for research, divided among simulated sites."""
