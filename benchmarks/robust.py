@@ -32,7 +32,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlearn.app.array_records import arrays_of, record_of
-from server.flower.aggregation.builtin import CLASSES, BuiltIn
+from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.robust.blocks import (
     Block,
     flat,
@@ -41,6 +41,7 @@ from server.flower.aggregation.robust.blocks import (
     load,
     ordered_type,
 )
+from server.flower.aggregation.strategies.classes import CLASSES
 
 FEW = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 MALICIOUS = 4

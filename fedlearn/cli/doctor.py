@@ -195,11 +195,11 @@ def _extra(extra: str, *, needed_for: str) -> Check:
 
 
 def _flower() -> Check:
-    from server.flower.aggregation import builtin
+    from server.flower.aggregation.strategies import classes
     from server.flower.application import contract
 
     contract.check()
-    builtin.check_classes()
+    classes.check_classes()
     return checks.ok("flower", "has the interfaces that a coordinator uses")
 
 

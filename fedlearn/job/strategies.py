@@ -1,8 +1,9 @@
 """The aggregation strategies that a job may name, the options of each, and what each needs.
 
 The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
-arguments of its classes. ``geomedian`` (the geometric median), ``normclip`` (norm clipping) and
-``fltrust`` (FLTrust) are our own. ``app`` leaves the choice to the application's own ServerApp.
+arguments of its classes. ``geomedian`` (the geometric median), ``normclip`` (norm clipping),
+``fltrust``, ``scaffold``, ``fednova`` and ``feddyn`` are our own. ``app`` leaves the choice to the
+application's own ServerApp.
 
 What a robust rule needs is in :mod:`fedlearn.job.constraints.robust_rules`.
 
@@ -29,6 +30,7 @@ from attestation.config import (
     toml,
     whole,
 )
+from fedlearn.app.algorithm_names import FEDDYN_ALPHA, FEDNOVA_NORM, PROXIMAL_MU, SCAFFOLD_STEP_SUM
 from fedlearn.job.placement import MAX_SITES
 
 __all__ = [
@@ -38,12 +40,14 @@ __all__ = [
     "MEAN_FAMILY",
     "REQUIRED",
     "STRATEGIES",
+    "STREAMING",
     "UPDATES",
     "VISIBLE_TO_APP",
     "ClientPart",
     "client_parts",
     "ineffective_options",
     "option_fault",
+    "privacy_fault",
 ]
 
 APP: Final = "app"
@@ -89,6 +93,10 @@ _MOMENTS: Final[Mapping[str, FieldType[Any]]] = {
     "beta_1": _below(1),
     "beta_2": _below(1),
 }
+_EXACT_MEANS: Final[Mapping[str, FieldType[Any]]] = {
+    **_SAMPLING,
+    "averaged": text(least=0, most=512),
+}
 _MIXED: Final[Mapping[str, FieldType[Any]]] = {
     **_SAMPLING,
     "num_malicious_nodes": whole(0, MAX_SITES),
@@ -108,7 +116,9 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
             "server_learning_rate": _positive(),
             "server_momentum": _below(1),
         },
+        "feddyn": {**_EXACT_MEANS, "alpha": _positive()},
         "fedmedian": _MIXED,
+        "fednova": {**_EXACT_MEANS, "server_learning_rate": _positive()},
         "fedprox": {**_SAMPLING, "proximal_mu": number(0, _LARGEST)},
         "fedtrimmedavg": {**_MIXED, "beta": _below(0.5)},
         "fedyogi": _MOMENTS,
@@ -132,6 +142,7 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
             "q": number(0, _LARGEST),
             "train_loss_key": text(most=64),
         },
+        "scaffold": {**_EXACT_MEANS, "server_learning_rate": _positive()},
     }
 )
 """Options by strategy, with their types. Numbers of nodes are not options: a job states its sites
@@ -148,6 +159,7 @@ MEAN_FAMILY: Final = frozenset(
         "fedadam",
         "fedavg",
         "fedavgm",
+        "feddyn",
         "fedprox",
         "fedyogi",
     }
@@ -156,6 +168,8 @@ MEAN_FAMILY: Final = frozenset(
 
 BY_MALICIOUS: Final = frozenset({"bulyan", "krum", "multikrum"})
 """The rules that need to know how many of the updates may be malicious, mixed or not."""
+STREAMING: Final = MEAN_FAMILY | {"fednova", "scaffold"}
+"""The strategies that keep no single update: they add each to exact means when it arrives."""
 
 _NOWHERE: Final = ReadContext(toml.Source(table={}, lines={}), "", Path())
 
@@ -172,6 +186,19 @@ def option_fault(name: str, option: str, value: object) -> str:
     except InvalidValue as error:
         return str(error) or f"must be {kind.expected}, not {shown(value)}"
     return ""
+
+
+def privacy_fault(name: str) -> str:
+    """Return why ``[privacy]`` excludes a strategy; empty where it does not.
+
+    >>> privacy_fault("scaffold")
+    'needs a number of each site beside the mean, which [privacy] does not let out'
+    """
+    if name in MEAN_FAMILY:
+        return ""
+    if name in STREAMING:
+        return "needs a number of each site beside the mean, which [privacy] does not let out"
+    return "needs the updates of single sites"
 
 
 def ineffective_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -212,11 +239,13 @@ class ClientPart:
     ``reads``   whether the app reads it, in the ``config`` record of a message to train; else it
                 reports it, in the metrics of its reply
     ``option``  the option that has no effect, or no strategy, without it
+    ``aid``     the class of :mod:`fedlearn.training` that uses the word for the app
     """
 
     key: str
     reads: bool
     option: str
+    aid: str = ""
 
 
 def client_parts(name: str, options: Mapping[str, Any]) -> tuple[ClientPart, ...]:
@@ -228,7 +257,15 @@ def client_parts(name: str, options: Mapping[str, Any]) -> tuple[ClientPart, ...
     weight = str(options.get("weighted_by_key", "num-examples"))
     found = [ClientPart(key=weight, reads=False, option="weighted_by_key")]
     if name == "fedprox":
-        found.append(ClientPart(key="proximal-mu", reads=True, option="proximal_mu"))
+        part = ClientPart(key=PROXIMAL_MU, reads=True, option="proximal_mu", aid="Proximal")
+        found.append(part)
+    if name == "scaffold":
+        part = ClientPart(key=SCAFFOLD_STEP_SUM, reads=False, option="name", aid="Scaffold")
+        found.append(part)
+    if name == "fednova":
+        found.append(ClientPart(key=FEDNOVA_NORM, reads=False, option="name", aid="FedNova"))
+    if name == "feddyn":
+        found.append(ClientPart(key=FEDDYN_ALPHA, reads=True, option="alpha", aid="FedDyn"))
     if name == "qfedavg":
         loss = str(options.get("train_loss_key", "train_loss"))
         found.append(ClientPart(key=loss, reads=False, option="train_loss_key"))

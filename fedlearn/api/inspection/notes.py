@@ -18,16 +18,17 @@ from fedlearn.job.constraints.robust_rules import too_few_updates
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.strategies import (
     APP,
-    MEAN_FAMILY,
     STRATEGIES,
     VISIBLE_TO_APP,
     client_parts,
     ineffective_options,
     option_fault,
+    privacy_fault,
 )
 
 __all__ = ["app_notes", "privacy_notes"]
 
+_AIDS: Final = "fedlearn.training"
 _NODES: Final = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 
 
@@ -119,8 +120,8 @@ def _options(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[st
         if spec.strategy.name != APP:
             continue
         # The job's own options are checked where the job is read.
-        if spec.privacy is not None and name not in MEAN_FAMILY:
-            yield f"{where}{name} needs the updates of single sites, so [privacy] refuses it"
+        if spec.privacy is not None and (fault := privacy_fault(name)):
+            yield f"{where}{name} {fault}, so [privacy] refuses it"
         elif few := too_few_updates(name, options, spec.quorum):
             yield f"{where}{few}"
 
@@ -158,16 +159,19 @@ def _client(
         for part in client_parts(name, options):
             if sources.has_text(imports.client, part.key):
                 continue
+            if part.aid and sources.imports_name(imports.client, _AIDS, part.aid):
+                continue
+            aid = f" (or uses {_AIDS}.{part.aid})" if part.aid else ""
             if part.reads:
                 yield (
                     f"{where}{name} sends {part.key!r} to the clients, and the ClientApp does not "
                     f"seem to use it: {part.option} has no effect until its training reads "
-                    f'message.content["config"]["{part.key}"]'
+                    f'message.content["config"]["{part.key}"]{aid}'
                 )
             elif spec.privacy is None:
                 yield (
                     f"{where}{name} needs the metric {part.key!r} of each update "
-                    f"({part.option}), and the ClientApp does not seem to report it"
+                    f"({part.option}), and the ClientApp does not seem to report it{aid}"
                 )
 
 

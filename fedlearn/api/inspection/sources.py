@@ -109,6 +109,20 @@ class AppSources:
             for node in ast.walk(self.trees[path])
         )
 
+    def imports_name(self, paths: frozenset[str], module: str, name: str) -> bool:
+        """Return whether one of these files has ``from module import name``, or reads
+        ``....name`` of something."""
+        return any(
+            (isinstance(node, ast.ImportFrom) and node.module == module and _has(node, name))
+            or (isinstance(node, ast.Attribute) and node.attr == name)
+            for path in paths
+            for node in ast.walk(self.trees[path])
+        )
+
+
+def _has(node: ast.ImportFrom, name: str) -> bool:
+    return any(alias.name == name for alias in node.names)
+
 
 def read_sources(files: Mapping[PurePosixPath, bytes], *, where: str) -> AppSources:
     """Return the sources in the files of a bundle (:func:`fedlearn.app.checks.read_bundle`).

@@ -10,7 +10,7 @@ from attestation.config import toml
 from fedlearn.compression.spec import CompressionSpec
 from fedlearn.job.constraints.robust_rules import root_fault
 from fedlearn.job.placement import Placement
-from fedlearn.job.strategies import APP, MEAN_FAMILY
+from fedlearn.job.strategies import APP, MEAN_FAMILY, privacy_fault
 from fedlearn.job.tables import AggregationSpec, StrategySpec
 
 __all__ = [
@@ -66,12 +66,12 @@ def faults_of_privacy(
     strategy: StrategySpec, aggregation: AggregationSpec, compression: CompressionSpec
 ) -> Iterator[Fault]:
     """Yield what a job with ``[privacy]`` must not have."""
-    if strategy.name not in {APP, *MEAN_FAMILY}:
+    fault = "" if strategy.name == APP else privacy_fault(strategy.name)
+    if fault:
         yield (
             ("strategy", "name"),
-            f'"{strategy.name}" needs the updates of single sites, and [privacy] '
-            f"releases their noised mean only; use {', '.join(sorted(MEAN_FAMILY))}, "
-            "or remove [privacy]",
+            f'"{strategy.name}" {fault}, and [privacy] releases the noised mean only; use '
+            f"{', '.join(sorted(MEAN_FAMILY))}, or remove [privacy]",
         )
     if aggregation.visible:
         yield (

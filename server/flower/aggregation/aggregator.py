@@ -39,7 +39,7 @@ from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.memory_file import Part, view_of
 from fedlearn.sandbox.process_channel import ProcessChannel
-from server.flower.aggregation.builtin import CLASSES, BuiltIn
+from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.remote import (
     RemoteFunctions,
@@ -50,6 +50,7 @@ from server.flower.aggregation.remote import (
 )
 from server.flower.aggregation.round_updates import Rules
 from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
+from server.flower.aggregation.strategies.classes import CLASSES
 from server.flower.application import app_files as appfiles
 from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
 from server.flower.exchange.coordinator import Coordinator
@@ -214,7 +215,10 @@ class Session:
 
     def _built_in(self, name: str, options: Mapping[str, Any], stage: int, **own: Any) -> BuiltIn:
         travels = self._plan.spec.compression.travels
-        strategy = BuiltIn(name, options, privacy=self._privacy, travels=travels, **own)
+        sites = len(self._plan.spec.sites)
+        strategy = BuiltIn(
+            name, options, privacy=self._privacy, travels=travels, sites=sites, **own
+        )
         strategy.stage = stage
         self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
         return strategy

@@ -3,13 +3,15 @@
 The names and options are those of ``flwr.serverapp.strategy``. FedAvg (McMahan et al. 2017,
 arXiv:1602.05629), FedProx and the server optimisers (FedAvgM, FedAdagrad, FedAdam, FedYogi)
 work on one exact mean: updates are added when they arrive and then released, and the sum is the
-same to the last bit in any order (:mod:`server.flower.aggregation.mean`). A job's privacy puts its
+same to the last bit in any order (:mod:`server.flower.aggregation.mean`). So do SCAFFOLD, FedNova
+and FedDyn (:mod:`server.flower.aggregation.strategies`). A job's privacy puts its
 noise on that mean, before anything else sees it; what an optimiser makes of a noised mean is
 post-processing and costs nothing (Dwork and Roth 2014, proposition 2.1). The robust rules
 (median, trimmed mean, Krum, Bulyan, geometric median, norm clipping, FLTrust) and q-FedAvg look at
 the single updates, a block of them at a time (:mod:`server.flower.aggregation.robust`).
 
-Flower's classes have the options, choose the nodes and make the messages.
+Flower's classes, and ours that derive from them, have the options, choose the nodes and make the
+messages.
 
 A model keeps its element types. One reply is one failure domain: a reply whose records or
 metrics differ from those of the others is left out, and named.
@@ -23,7 +25,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import Any, Final, cast
 
-import flwr.serverapp.strategy as strategies
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
@@ -31,77 +32,30 @@ from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedlearn.app.array_records import arrays_of, record_of, records_of
-from fedlearn.app.flower import has
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
 from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, outliers
-from fedlearn.job.strategies import MEAN_FAMILY
+from fedlearn.job.strategies import MEAN_FAMILY, STREAMING, privacy_fault
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.update.arrays import Array, check_like
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.mean import MAX_WEIGHT, ExactMean, whole_weight
 from server.flower.aggregation.robust.blocks import as_type
-from server.flower.aggregation.robust.classes import FLTrust, GeometricMedian, NormClipping
 from server.flower.aggregation.robust.rules import RULES, RoundInput
+from server.flower.aggregation.strategies.classes import class_of
+from server.flower.aggregation.strategies.mean_strategy import MeanStrategy
 
-__all__ = ["CLASSES", "BuiltIn", "check_classes", "name_of"]
+__all__ = ["BuiltIn"]
 
-CLASSES: Final[Mapping[str, str]] = {
-    "bulyan": "Bulyan",
-    "fedadagrad": "FedAdagrad",
-    "fedadam": "FedAdam",
-    "fedavg": "FedAvg",
-    "fedavgm": "FedAvgM",
-    "fedmedian": "FedMedian",
-    "fedprox": "FedProx",
-    "fedtrimmedavg": "FedTrimmedAvg",
-    "fedyogi": "FedYogi",
-    "fltrust": "FLTrust",
-    "geomedian": "GeometricMedian",
-    "krum": "Krum",
-    "multikrum": "MultiKrum",
-    "normclip": "NormClipping",
-    "qfedavg": "QFedAvg",
-}
-"""Classes by the names that a job may use: Flower's, and our own for what Flower does not have."""
-
-_OWN: Final[Mapping[str, Any]] = {
-    "FLTrust": FLTrust,
-    "GeometricMedian": GeometricMedian,
-    "NormClipping": NormClipping,
-}
 _PLAIN_MEAN: Final = frozenset({"fedavg", "fedprox"})
 _MAX_WEIGHT: Final = float(MAX_WEIGHT)
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord]
 
 
-def check_classes() -> None:
-    """Check that Flower still has every strategy that a job may name.
-
-    :raises FlowerMismatch: naming the first that is missing.
-    """
-    for name in CLASSES:
-        _class_of(name)
-
-
-def name_of(strategy: object) -> str | None:
-    """Return the name of a strategy that is one of Flower's, unchanged; None for another one."""
-    return next((name for name in CLASSES if type(strategy) is _class_of(name)), None)
-
-
-def _class_of(name: str) -> Any:
-    """Return the class of one of :data:`CLASSES`; raises FlowerMismatch where it is missing."""
-    title = CLASSES[name]
-    if title in _OWN:
-        return _OWN[title]
-    has(strategies, title)
-    return getattr(strategies, title)
-
-
 class BuiltIn(Strategy):  # type: ignore[misc]
-    """A strategy, over an exact mean where it is one of :data:`MEAN_FAMILY`, else by a rule.
+    """A strategy, over exact means where it is one of :data:`STREAMING`, else by a rule.
 
-    :param name: one of :data:`CLASSES`.
+    :param name: one of :data:`server.flower.aggregation.strategies.classes.CLASSES`.
     :param options: keyword arguments of that class.
     :param privacy: noise for the mean. Every update must then be clipped and weigh the same.
     :param train_metrics: aggregates the metrics of training instead of a weighted mean.
@@ -109,11 +63,15 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     :param travels: whether an array of the model is in an update
         (:meth:`fedlearn.compression.spec.CompressionSpec.travels`). The others stay as they
         are: they are not aggregated and get no noise.
+    :param sites: of the job, which SCAFFOLD and FedDyn count; 0 for those that answer.
     :raises JobError: when the class does not accept these options.
-    :raises PrivacyError: when the strategy sees single updates and the job has privacy.
+    :raises PrivacyError: when the strategy needs more than the noised mean, and the job has
+        privacy.
     """
 
-    transient = frozenset({"privacy", "_grid", "_model", "_part", "_travels", "stage"})
+    transient = frozenset(
+        {"privacy", "_grid", "_model", "_part", "_site_count", "_travels", "stage"}
+    )
 
     def __init__(
         self,
@@ -124,14 +82,15 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         train_metrics: Aggregate | None = None,
         evaluate_metrics: Aggregate | None = None,
         travels: Callable[[str], bool] = lambda name: True,
+        sites: int = 0,
     ) -> None:
-        if privacy is not None and name not in MEAN_FAMILY:
+        if privacy is not None and (fault := privacy_fault(name)):
             raise PrivacyError(
-                f"{name} looks at single updates, which have no noise",
+                f"{name} {fault}",
                 hint=f"under [privacy] use one of {', '.join(sorted(MEAN_FAMILY))}",
             )
         try:
-            self.inner: FedAvg = _class_of(name)(
+            self.inner: FedAvg = class_of(name)(
                 **_of_class(name, options),
                 train_metrics_aggr_fn=train_metrics,
                 evaluate_metrics_aggr_fn=evaluate_metrics,
@@ -143,8 +102,9 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             ) from error
         self.name = name
         self.privacy = privacy
-        self.streams = name in MEAN_FAMILY
         self.outliers = outliers(name, options)
+        self.streams = name in STREAMING
+        self._site_count = sites
         self.stage = 1
         self._grid: JobGrid | None = None
         self._model: dict[str, Array] = {}
@@ -166,6 +126,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self._part = self._travelling(self._model)
         if self.privacy is not None and not list(grid.get_node_ids()):
             return []
+        if isinstance(self.inner, MeanStrategy):
+            self.inner.begin(self._part, self._site_count)
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         if self.name == "qfedavg":
             self.inner.current_arrays = None  # the rule has the model; a checkpoint has it once
@@ -218,7 +180,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _over_mean(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        mean = ExactMean(self._part)
+        own = self._own
+        mean = ExactMean(self._part if own is None else own.layout())
         received: list[Message] = []
         asked = 0
         for message in replies:
@@ -231,7 +194,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
                 self._refuse(message, str(error))
                 continue
             # The arrays are in the sum; only the metrics are kept until the round's end.
-            message.content = RecordDict(records_of(message.content, MetricRecord))
+            message.content = self._shown(message.content)
             received.append(message)
         log(INFO, "aggregate_train: added %s of %s updates", mean.updates, asked)
         self._check_quorum(mean.updates, asked)
@@ -249,29 +212,57 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             if weight != 1:
                 raise UpdateRejected("under privacy every update weighs 1")
             self.privacy.check(arrays, self._part)
-        mean.add(arrays, weight)
+        if self._own is None:
+            mean.add(arrays, weight)
+            return
+        check_like(arrays, self._part)
+        (metrics,) = records_of(content, MetricRecord).values()
+        reported = self._own.reported_of(metrics)
+        self._own.add(mean, arrays, 1 if self._own.uniform else weight, reported)
+
+    @property
+    def _own(self) -> MeanStrategy | None:
+        """The strategy, where it is one of ours over exact means."""
+        return self.inner if isinstance(self.inner, MeanStrategy) else None
+
+    def _shown(self, content: RecordDict) -> RecordDict:
+        """Return the metrics of a reply without those that only the strategy reads."""
+        reads = () if self._own is None else self._own.reads
+        return RecordDict(
+            {
+                name: MetricRecord({key: each for key, each in record.items() if key not in reads})
+                for name, record in records_of(content, MetricRecord).items()
+            }
+        )
 
     def _result(self, mean: ExactMean, server_round: int, asked: int) -> dict[str, Array] | None:
+        own, updates = self._own, mean.updates
         if self.privacy is None:
-            usable = mean.updates and mean.weight
-            return self._model | mean.result(release=True) if usable else None
-        updates = mean.updates
-        found = mean.result(wide=True, release=True) if updates else self._part
-        return self._model | self.privacy.after_mean(
-            found,
-            self._part,
-            updates,
-            server_round,
-            stage=self.stage,
-            asked=asked,
-        )
+            if not updates or not mean.weight:
+                return None
+            found = mean.result(wide=own is not None, release=True)
+            counted = float(updates)
+        else:
+            found = self.privacy.after_mean(
+                mean.result(wide=True, release=True) if updates else self._part,
+                self._part,
+                updates,
+                server_round,
+                stage=self.stage,
+                asked=asked,
+            )
+            counted = self.privacy.denominator(asked)
+        if own is not None:
+            found = own.next_model(found, counted)
+            found = {name: _typed(found[name], like) for name, like in self._part.items()}
+        return self._model | found
 
     def _travelling(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         return {name: array for name, array in arrays.items() if self._travels(name)}
 
     def _optimised(self, server_round: int, mean: dict[str, Array]) -> ArrayRecord:
         """Hand the mean to the server's optimiser, as the only update that there is."""
-        if self.name in _PLAIN_MEAN:
+        if self.name in _PLAIN_MEAN or self._own is not None:
             return record_of(mean)
         content = RecordDict(
             {"arrays": record_of(mean), "metrics": MetricRecord({self.inner.weighted_by_key: 1})}

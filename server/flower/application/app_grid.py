@@ -25,7 +25,7 @@ from fedlearn.errors import JobError, QuorumNotReached, TransportError
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.sandbox.memory_file import Part
 from fedlearn.update import arrays as update
-from server.flower.aggregation.builtin import name_of
+from server.flower.aggregation.strategies.classes import name_of
 from server.flower.application.contract import check
 from server.flower.ipc.peer import Answer, ServingCaller
 from server.flower.ipc.records import (

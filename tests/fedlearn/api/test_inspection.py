@@ -250,6 +250,12 @@ def test_an_option_that_the_client_has_to_use_is_looked_for(job: Path) -> None:
         'proximal_mu has no effect until its training reads message.content["config"]'
     )
     assert expected in _notes(job)
+    client = job / "app/x_app/client_app.py"
+    text = client.read_text()
+    client.write_text(text + "from fedlearn.training import Proximal\n")
+    assert expected not in _notes(job)
+    client.write_text(text + "from another import Proximal\n")
+    assert expected in _notes(job)
     # The ServerApp is not the place.
     server = job / "app/x_app/server_app.py"
     server.write_text(server.read_text() + 'NAME = "proximal-mu"\n')
@@ -273,6 +279,15 @@ def test_an_option_that_the_client_has_to_use_is_looked_for(job: Path) -> None:
         (
             'name = "fedavg"\noptions = { weighted_by_key = "rows" }',
             "fedavg needs the metric 'rows' of each update (weighted_by_key)",
+        ),
+        (
+            'name = "scaffold"',
+            "scaffold needs the metric 'fedlearn.scaffold.step-sum' of each update (name), and the "
+            "ClientApp does not seem to report it (or uses fedlearn.training.Scaffold)",
+        ),
+        (
+            'name = "feddyn"',
+            'message.content["config"]["feddyn-alpha"] (or uses fedlearn.training.FedDyn)',
         ),
         ('name = "fedprox"', "fedprox without a proximal_mu above 0 is fedavg"),
         ('name = "fedavgm"', "fedavgm without server_momentum and server_learning_rate is fedavg"),

@@ -30,7 +30,7 @@ from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, mixing_fault,
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.placement import MAX_SITES
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
-from fedlearn.job.strategies import MEAN_FAMILY, REQUIRED, STRATEGIES, option_fault
+from fedlearn.job.strategies import MEAN_FAMILY, REQUIRED, STRATEGIES, STREAMING, option_fault
 from fedlearn.job.tables import StrategySpec
 from server.flower.aggregation.mean import MAX_UPDATES
 
@@ -108,7 +108,7 @@ scalars = st.one_of(
 
 def _valid(option: str) -> st.SearchStrategy[str | int | float]:
     """Values of an option, of its type."""
-    if option.endswith("_key"):
+    if option == "averaged" or option.endswith("_key"):
         return st.text(min_size=1, max_size=10).filter(lambda text: "\0" not in text)
     if option == "pre_aggregation":
         return st.sampled_from(["none", "nnm"])
@@ -189,7 +189,8 @@ def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
     if name in {"app", *MEAN_FAMILY}:
         assert _read(text).privacy is not None
         return
-    with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs the updates of single'):
+    needed = "a number of each site" if name in STREAMING else "the updates of single sites"
+    with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs {needed}'):
         _read(text)
     assert _read(text[: text.index("[privacy]")]).strategy.name == name
 
@@ -656,14 +657,18 @@ def test_no_bytes_do_more_than_raise_a_clear_error(source: str | bytes) -> None:
         JobSpec.from_json(data)
 
 
+OWN = {"app", "feddyn", "fednova", "fltrust", "geomedian", "normclip", "scaffold"}
+"""Not Flower's; tests/server/flower/aggregation has their tests."""
+
+
 def test_the_table_of_strategies_is_flowers() -> None:
     import inspect
 
     strategies = pytest.importorskip("flwr.serverapp.strategy")
     found = {name.lower(): getattr(strategies, name) for name in strategies.__all__}
     for name, options in STRATEGIES.items():
-        if name in {"app", "fltrust", "geomedian", "normclip"}:
-            continue  # our own: tests/server/flower/aggregation/robust
+        if name in OWN:
+            continue
         parameters = inspect.signature(found[name]).parameters
         of_class = set(options) - PRE_AGGREGATION.get(name, set())
         assert of_class <= set(parameters), name

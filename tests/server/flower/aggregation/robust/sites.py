@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from server.flower.aggregation.builtin import CLASSES
+from server.flower.aggregation.strategies.classes import CLASSES
 
 FEW = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 Model = dict[str, NDArray[Any]]

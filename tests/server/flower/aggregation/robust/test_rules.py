@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, too_few_updates
-from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES, option_fault
+from fedlearn.job.strategies import APP, STRATEGIES, STREAMING, option_fault
 from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.robust.classes import GeometricMedian
 from server.flower.aggregation.robust.rules import RULES, RoundInput
@@ -55,7 +55,7 @@ def ours(
 
 
 def test_every_strategy_that_sees_single_updates_has_a_rule() -> None:
-    assert set(RULES) == set(STRATEGIES) - MEAN_FAMILY - {APP} == set(OPTIONS)
+    assert set(RULES) == set(STRATEGIES) - STREAMING - {APP} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"fltrust", "geomedian", "normclip"}))
