@@ -189,8 +189,8 @@ def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
     if name in {"app", *MEAN_FAMILY}:
         assert _read(text).privacy is not None
         return
-    needed = "a number of each site" if name in STREAMING else "the updates of single sites"
-    with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs {needed}'):
+    reason = "a number of each site" if name in STREAMING else "the updates of single sites"
+    with pytest.raises(ConfigError, match=rf'strategy\.name: "{name}" needs {reason}'):
         _read(text)
     assert _read(text[: text.index("[privacy]")]).strategy.name == name
 

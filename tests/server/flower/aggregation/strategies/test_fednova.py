@@ -58,7 +58,7 @@ def aggregated(
     messages = []
     for node, (examples, arrays, metrics) in enumerate(replies, start=1):
         record = MetricRecord({"num-examples": examples, **metrics})
-        content = RecordDict({"arrays": record_of(MODEL | arrays), "m": record})
+        content = RecordDict({"arrays": record_of(MODEL | dict(arrays)), "m": record})
         messages.append(Message(content, reply_to=Message(RecordDict(), node, "train")))
     made, _ = strategy.aggregate_train(1, messages)
     assert made is not None
@@ -139,6 +139,9 @@ def test_an_optimiser_without_a_norm_and_a_round_without_a_step_are_refused() ->
     with pytest.raises(JobError, match="made 0 steps"):
         part.finish()
     linear = torch.nn.Linear(1, 1)
-    groups = [{"params": [linear.weight], "momentum": 0.9}, {"params": [linear.bias]}]
+    groups: list[dict[str, Any]] = [
+        {"params": [linear.weight], "momentum": 0.9},
+        {"params": [linear.bias]},
+    ]
     with pytest.raises(JobError, match="different momentum"):
         FedNova().attach(torch.optim.SGD(groups, lr=0.1))
