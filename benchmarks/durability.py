@@ -120,7 +120,12 @@ def handler(folder: Path, *, privacy: bool) -> tuple[JobChannelHandler, ModelSto
     ledger = Ledger.open(folder / LEDGER_FILE, ec.generate_private_key(ec.SECP256R1()))
     store = ModelStore.open(folder / "store", keys, record=ledger.append)
     spec: Any = SimpleNamespace(
-        name="benchmark", privacy=None, sites=("a",), rounds=1_000, owner_public_key=lambda: None
+        name="benchmark",
+        privacy=None,
+        sites=("a",),
+        rounds=1_000,
+        owner_public_key=lambda: None,
+        strategy=SimpleNamespace(name="app"),
     )
     made = JobChannelHandler(
         spec,

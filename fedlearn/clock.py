@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 __all__ = ["REAL", "Clock"]
@@ -19,6 +20,17 @@ class Clock(Protocol):
         """Return when so many seconds have passed."""
         ...
 
+    def resume(self, moment: float) -> None:
+        """Go on from a moment that a checkpoint has. A clock of the machine just goes on."""
+        ...
+
+    def at(self, moment: float) -> AbstractContextManager[float]:
+        """Do something as at an earlier moment, after :meth:`resume`; yield when that is.
+
+        It is now for a clock of the machine: what it measured before a restart has no meaning.
+        """
+        ...
+
 
 class _RealClock:
     def monotonic(self) -> float:
@@ -26,6 +38,13 @@ class _RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def resume(self, moment: float) -> None:
+        del moment
+
+    def at(self, moment: float) -> AbstractContextManager[float]:
+        del moment
+        return nullcontext(time.monotonic())
 
 
 REAL: Final[Clock] = _RealClock()

@@ -66,7 +66,7 @@ class Event:
 
     >>> event = UpdateReceived(round=3, site="north", bytes=4096, metrics={"auc": 0.7})
     >>> event.encode()
-    '{"bytes":4096,"examples":0,"metrics":{"auc":0.7},"round":3,"site":"north"}'
+    '{"bytes":4096,"examples":0,"metrics":{"auc":0.7},"round":3,"site":"north","staleness":0}'
     >>> Event.decode("update.received", event.encode()) == event
     True
     >>> Event.decode("log", '{"line": 3}')
@@ -218,13 +218,18 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReceived(Event):
-    """One update arrived and may enter the sum."""
+    """One update arrived and may enter the sum.
+
+    ``staleness`` is how many versions older the model is that it was trained on than the newest
+    one: 0 in rounds, where all sites train the same model.
+    """
 
     kind: ClassVar[str] = "update.received"
     round: int
     site: str
     bytes: int
     examples: int = 0
+    staleness: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

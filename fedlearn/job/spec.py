@@ -44,10 +44,12 @@ from fedlearn.compression.spec import CompressionSpec
 from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.constraints.parts import (
+    default_quorum,
     faults_of_logs,
     faults_of_privacy,
     faults_of_root,
     faults_of_sites,
+    faults_of_versions,
 )
 from fedlearn.job.constraints.robust_rules import too_few_updates
 from fedlearn.job.owner_key import parse_owner_key, read_owner_key
@@ -104,7 +106,8 @@ class JobSpec:
     ``config``         overrides of the application's run config
     ``sites``          the sites that take part, in the order that every aggregation uses
     ``placement``      how many of them, if not all (:mod:`fedlearn.job.placement`)
-    ``quorum``         updates that a round needs; 0 in a file means all that take part
+    ``quorum``         updates that a round needs; 0 in a file means all that take part, or those
+                       of which an asynchronous strategy makes a version
     ``deadline_s``     seconds that a round may take
     ``stragglers``     at the deadline: ``drop`` late sites, or ``fail`` the job
     ``policy``         path of the appraisal policy, relative to the job's file
@@ -164,6 +167,7 @@ class JobSpec:
         faults = [
             *faults_of_sites(self.sites, self.data, self.placement, self.quorum),
             *faults_of_root(self.strategy, self.sites, self.placement),
+            *faults_of_versions(self.strategy, self.sites, self.placement, self.quorum),
         ]
         if self.privacy is not None:
             faults += faults_of_privacy(self.strategy, self.aggregation, self.compression)
@@ -172,7 +176,8 @@ class JobSpec:
         if faults:
             raise InconsistentValues(*faults)
         if self.quorum == 0:
-            object.__setattr__(self, "quorum", self.placement.choose or len(self.sites))
+            quorum = default_quorum(self.strategy, self.sites, self.placement)
+            object.__setattr__(self, "quorum", quorum)
 
     def at(self, sites: Collection[str]) -> JobSpec:
         """Return the job that runs at exactly these of its sites.

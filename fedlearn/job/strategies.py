@@ -2,8 +2,8 @@
 
 The names are those of ``flwr.serverapp.strategy`` in lower case; the options are keyword
 arguments of its classes. ``geomedian`` (the geometric median), ``normclip`` (norm clipping),
-``fltrust``, ``scaffold``, ``fednova`` and ``feddyn`` are our own. ``app`` leaves the choice to the
-application's own ServerApp.
+``fltrust``, ``scaffold``, ``fednova`` and ``feddyn`` are our own, and so are the asynchronous ones
+(:mod:`fedlearn.job.asynchronous`). ``app`` leaves the choice to the application's own ServerApp.
 
 What a robust rule needs is in :mod:`fedlearn.job.constraints.robust_rules`.
 
@@ -31,6 +31,7 @@ from attestation.config import (
     whole,
 )
 from fedlearn.app.algorithm_names import FEDDYN_ALPHA, FEDNOVA_NORM, PROXIMAL_MU, SCAFFOLD_STEP_SUM
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS, OPTIONS, REQUIRED_OPTIONS
 from fedlearn.job.placement import MAX_SITES
 
 __all__ = [
@@ -107,6 +108,7 @@ _MIXED: Final[Mapping[str, FieldType[Any]]] = {
 STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType(
     {
         APP: {},
+        **OPTIONS,
         "bulyan": _MIXED,
         "fedadagrad": _ADAPTIVE,
         "fedadam": _MOMENTS,
@@ -149,7 +151,11 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
 and its quorum."""
 
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"fltrust": ("root_site",), "qfedavg": ("client_learning_rate",)}
+    {
+        "fltrust": ("root_site",),
+        "qfedavg": ("client_learning_rate",),
+        **REQUIRED_OPTIONS,
+    }
 )
 """Options without a default."""
 
@@ -198,6 +204,11 @@ def privacy_fault(name: str) -> str:
         return ""
     if name in STREAMING:
         return "needs a number of each site beside the mean, which [privacy] does not let out"
+    if name in ASYNCHRONOUS:
+        return (
+            "makes a version of differences to several models, and the accounting is that of "
+            "rounds, in which all sites train the same one"
+        )
     return "needs the updates of single sites"
 
 
@@ -256,7 +267,7 @@ def client_parts(name: str, options: Mapping[str, Any]) -> tuple[ClientPart, ...
     """
     weight = str(options.get("weighted_by_key", "num-examples"))
     found = [ClientPart(key=weight, reads=False, option="weighted_by_key")]
-    if name == "fedprox":
+    if name == "fedprox" or (name == "fedasync" and options.get("proximal_mu")):
         part = ClientPart(key=PROXIMAL_MU, reads=True, option="proximal_mu", aid="Proximal")
         found.append(part)
     if name == "scaffold":

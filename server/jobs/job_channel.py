@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fedlearn.errors import AdmissionDenied, JobError, StoreError
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.events import (
     CheckpointSealed,
     Event,
@@ -108,6 +109,7 @@ class JobChannelHandler:
         self._last_digest = ""
         self._metrics: Mapping[str, float] = {}
         self._sealing = BackgroundWork(f"seals {spec.name}")
+        self._asynchronous = spec.strategy.name in ASYNCHRONOUS
         self._releases = Releases(spec.name, spec.privacy, ledger)
         self._remember()
 
@@ -383,6 +385,7 @@ class JobChannelHandler:
             "digest": str(fields.get("digest", "")),
             "examples": event.examples,
             "accepted": True,
+            **({"staleness": event.staleness} if self._asynchronous else {}),
         }
 
     def _check_round(self, number: int) -> None:
@@ -393,9 +396,12 @@ class JobChannelHandler:
         """Check that an update is from a site that this round sent a message to.
 
         A message of an application outside of rounds has the number 0 and goes to the job's sites.
+        While a version is made, each of the job's sites may be asked; of an update that is
+        accepted the exchange knows that it was (:mod:`server.flower.exchange.receipts`).
         """
         self._check_round(number)
-        known = self._asked if number else frozenset(self.spec.sites)
+        anyone = not number or self._asynchronous
+        known = frozenset(self.spec.sites) if anyone else self._asked
         if site not in known:
             raise JobError(f"an update of {site[:64]!r}, to which round {number} sent no question")
 

@@ -30,7 +30,8 @@ class Contribution:
 
     ``measurements``, ``tee`` and ``policy`` (a digest) are from the admission or renewal
     that the sender had when it sent; they are empty and ``admission_entry`` is None if the
-    ledger holds none for its key.
+    ledger holds none for its key. ``staleness`` is that of the update of an asynchronous job, whose
+    rounds are versions; None for a job with rounds.
     """
 
     job: str
@@ -40,6 +41,7 @@ class Contribution:
     thumbprint: str
     digest: str
     examples: int | None
+    staleness: int | None
     tee: str
     measurements: Mapping[str, Json]
     policy: str
@@ -56,6 +58,7 @@ class Contribution:
             "thumbprint": self.thumbprint,
             "digest": self.digest,
             "examples": self.examples,
+            "staleness": self.staleness,
             "tee": self.tee,
             "measurements": dict(self.measurements),
             "policy": self.policy,
@@ -193,7 +196,7 @@ def _note_update(entry: Entry, admissions: Mapping[str, Entry], rounds: _Rounds)
     admission = admissions.get(thumbprint or f"site {site}")
     granted: Mapping[str, Json] = {} if admission is None else admission.body
     measurements = granted.get("measurements")
-    examples = entry.body.get("examples")
+    examples, staleness = entry.body.get("examples"), entry.body.get("staleness")
     rounds.add(
         Contribution(
             job=_text(entry, "job"),
@@ -203,6 +206,7 @@ def _note_update(entry: Entry, admissions: Mapping[str, Entry], rounds: _Rounds)
             thumbprint=thumbprint,
             digest=_text(entry, "digest"),
             examples=examples if type(examples) is int else None,
+            staleness=staleness if type(staleness) is int else None,
             tee=_string(granted, "tee"),
             measurements=measurements if isinstance(measurements, Mapping) else {},
             policy=_string(granted, "policy"),

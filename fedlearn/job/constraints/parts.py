@@ -8,6 +8,11 @@ from typing import Final
 
 from attestation.config import toml
 from fedlearn.compression.spec import CompressionSpec
+from fedlearn.job.asynchronous.options import (
+    ASYNCHRONOUS,
+    asynchronous_faults,
+    updates_of_a_version,
+)
 from fedlearn.job.constraints.robust_rules import root_fault
 from fedlearn.job.placement import Placement
 from fedlearn.job.strategies import APP, MEAN_FAMILY, privacy_fault
@@ -16,10 +21,12 @@ from fedlearn.job.tables import AggregationSpec, StrategySpec
 __all__ = [
     "MAX_NAMES_BYTES",
     "Fault",
+    "default_quorum",
     "faults_of_logs",
     "faults_of_privacy",
     "faults_of_root",
     "faults_of_sites",
+    "faults_of_versions",
 ]
 
 MAX_NAMES_BYTES: Final = 192 * 1024
@@ -60,6 +67,22 @@ def faults_of_root(
     """Yield what is wrong with the trusted site of a job's strategy."""
     if fault := root_fault(strategy.name, strategy.options, sites, placement.choose):
         yield ("strategy", "options", "root_site"), fault
+
+
+def faults_of_versions(
+    strategy: StrategySpec, sites: Sequence[str], placement: Placement, quorum: int
+) -> Iterator[Fault]:
+    """Yield what is wrong with an asynchronous strategy in a job of these sites."""
+    if strategy.name in ASYNCHRONOUS:
+        most = placement.choose or len(sites)
+        yield from asynchronous_faults(strategy.name, strategy.options, sites=most, quorum=quorum)
+
+
+def default_quorum(strategy: StrategySpec, sites: Sequence[str], placement: Placement) -> int:
+    """Return how many updates a round, or a version, needs where the job does not state it."""
+    if strategy.name in ASYNCHRONOUS:
+        return updates_of_a_version(strategy.name, strategy.options)
+    return placement.choose or len(sites)
 
 
 def faults_of_privacy(

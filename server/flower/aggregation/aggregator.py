@@ -33,12 +33,14 @@ from flwr.app import ConfigRecord
 
 from fedlearn.clock import REAL, Clock
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.strategies import APP, STRATEGIES
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.memory_file import Part, view_of
 from fedlearn.sandbox.process_channel import ProcessChannel
+from server.flower.aggregation.asynchronous.strategy import Asynchronous
 from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.remote import (
@@ -185,7 +187,11 @@ class Session:
         ):
             self._coordinator.event("log", line=_NO_METRICS)
         if plan.spec.strategy.name != APP and stage == 1:
-            strategy = self._built_in(plan.spec.strategy.name, self._options_of_job(), stage)
+            strategy = (
+                self._asynchronous()
+                if plan.spec.strategy.name in ASYNCHRONOUS
+                else self._built_in(plan.spec.strategy.name, self._options_of_job(), stage)
+            )
             if replaced := _replaced(described, strategy):
                 self._coordinator.event("log", line=replaced, level="warning")
             return strategy
@@ -220,6 +226,14 @@ class Session:
             name, options, privacy=self._privacy, travels=travels, sites=sites, **own
         )
         strategy.stage = stage
+        self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
+        return strategy
+
+    def _asynchronous(self) -> BuiltIn:
+        spec = self._plan.spec
+        strategy = Asynchronous(
+            self._coordinator, self.grid, spec, travels=spec.compression.travels
+        )
         self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
         return strategy
 

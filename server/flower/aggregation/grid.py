@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -37,6 +37,7 @@ from server.flower.aggregation.round_exchange import WAIT_SECONDS, RoundExchange
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_validator import Asked, UpdateValidator
 from server.flower.exchange.coordinator import Coordinator, Node
+from server.flower.job_plan import Reply
 
 __all__ = ["JobGrid"]
 
@@ -161,7 +162,7 @@ class JobGrid(Grid):  # type: ignore[misc]
                 )
             nodes = self._coordinator.online(quorum, min(left, patience))
             if len(nodes) < quorum:
-                self._report_waiting(nodes, started + self._rules.seconds)
+                self.report_waiting(nodes, started + self._rules.seconds)
                 patience = WAIT_SECONDS
         if self._absent(nodes) - self._met:
             end = self.clock.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
@@ -174,8 +175,23 @@ class JobGrid(Grid):  # type: ignore[misc]
         cohort = self._cohort
         return [node.number for node in nodes if cohort is None or node.site in cohort]
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; return their ids, empty for one whose node is gone."""
+    def online(self, count: int = 0, seconds: float = 0.0) -> list[Node]:
+        """Return the nodes that are online, in the order of the job.
+
+        :param count: wait for so many, at most for ``seconds``.
+        """
+        nodes = self._coordinator.online(count, seconds)
+        self._nodes.update((node.number, node) for node in nodes)
+        return nodes
+
+    def push_messages(
+        self, messages: Iterable[Message], *, version: int | None = None
+    ) -> Iterable[str]:
+        """Send messages; return their ids, empty for one whose node is gone.
+
+        :param version: of the model that they carry, where the job makes versions. A client knows
+            the call by the number of the version after it.
+        """
         messages = list(messages)
         if not messages:
             return []
@@ -185,7 +201,8 @@ class JobGrid(Grid):  # type: ignore[misc]
         driven = self.updates.driven
         if not driven:
             self._calls += 1
-        call = ConfigRecord({"round": self.updates.round or self._calls, "driven": driven})
+        number = (self.updates.round or self._calls) if version is None else version + 1
+        call = ConfigRecord({"round": number, "driven": driven})
         packer = Packer()
         specs: dict[int, Spec | None] = {}
         sent: list[Message] = []
@@ -204,7 +221,8 @@ class JobGrid(Grid):  # type: ignore[misc]
                 node = self._nodes.get(number, Node(number=number, site=""))
                 kind = message.metadata.message_type
                 model = self.validator.reference(message)
-                self._asked[id_] = Asked(node, kind, specs[id(message.content)], model)
+                spec = specs[id(message.content)]
+                self._asked[id_] = Asked(node, kind, spec, model, version)
         return pushed
 
     def _check_open(self, messages: Iterable[Message]) -> None:
@@ -225,6 +243,10 @@ class JobGrid(Grid):  # type: ignore[misc]
         known = [id_ for id_ in message_ids if id_ in self._asked]
         replies = self._coordinator.pull(known, seconds) if known else deque()
         return [message for _, message in self.validator.opened(replies, self._asked)]
+
+    def opened(self, replies: deque[Reply]) -> Iterator[tuple[str, Message]]:
+        """Yield each reply with its question; see :meth:`UpdateValidator.opened`."""
+        return self.validator.opened(replies, self._asked)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -264,7 +286,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         return [message for _, message in exchange.live(replies)]
 
     def withdraw(self, ids: Iterable[str]) -> None:
-        """Withdraw questions of an application that drives its rounds itself."""
+        """Withdraw questions: answers that still arrive are refused."""
         known = [id_ for id_ in ids if self._asked.pop(id_, None) is not None]
         if known:
             self._coordinator.forget(known)
@@ -280,9 +302,9 @@ class JobGrid(Grid):  # type: ignore[misc]
                 hint="lower its min_available_nodes, or wait for more sites",
             )
         elif self.updates.driven and now - self._short_since > _PATIENCE_SECONDS:
-            self._report_waiting(nodes, self._short_since + self._rules.seconds)
+            self.report_waiting(nodes, self._short_since + self._rules.seconds)
 
-    def _report_waiting(self, nodes: list[Node], end: float) -> None:
+    def report_waiting(self, nodes: list[Node], end: float) -> None:
         """Report for which sites the job waits; the coordinator knows what is new of it.
 
         :raises QuorumNotReached: when none of them comes back by itself, as the coordinator knows.

@@ -136,7 +136,13 @@ class RoundUpdates:
             )
 
     def received(
-        self, reply: Reply, site: str, *, examples: int, metrics: dict[str, float]
+        self,
+        reply: Reply,
+        site: str,
+        *,
+        examples: int,
+        metrics: dict[str, float],
+        staleness: int = 0,
     ) -> None:
         """Report an update that was accepted."""
         self._inputs[site] = ledger_digest(reply.digest, self._rules.blind)
@@ -146,6 +152,7 @@ class RoundUpdates:
             round=self.round,
             site=site,
             examples=examples,
+            staleness=staleness,
             metrics=metrics,
         )
 

@@ -40,6 +40,7 @@ from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobSpec
 from fedlearn.job.tables import MAX_ROUNDS
 from fedlearn.update.arrays import decode, document, is_finite
+from server.flower.aggregation.asynchronous.strategy import Asynchronous
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import ContributorRevoked
 from server.flower.exchange.calls import MAX_RECORD_BYTES
@@ -184,6 +185,8 @@ class Rounds:
             self._whole_round(stage, number, rounds)
             self.finished = number
             stopped = _stops(stage, number)
+        if isinstance(stage.strategy, Asynchronous):
+            stage.strategy.end()
         self._coordinator.settle()
         return stage.result
 
@@ -243,18 +246,28 @@ class Rounds:
         privacy = getattr(strategy, "privacy", None)
         cohort = None if privacy is None else privacy.cohort(self._spec.sites, number)
         grid.restrict(None if cohort is None else frozenset(cohort))
-        messages = list(strategy.configure_train(number, stage.arrays, stage.train_config, grid))
         own = hasattr(strategy, "captured")  # a strategy of the application may send no message
-        if not messages and privacy is None and not own:
-            raise QuorumNotReached(
-                f"round {number}: the strategy asked no site to train",
-                hint="raise its fraction_train, or look at `fedlearn site list`",
+
+        def begun(sites: list[str]) -> None:
+            self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
+
+        if isinstance(strategy, Asynchronous):
+            arrays, metrics = strategy.next_version(
+                number, stage.arrays, stage.train_config, timeout=stage.timeout, begun=begun
             )
-        asked = {grid.site(each.metadata.dst_node_id) for each in messages}
-        sites = [site for site in self._spec.sites if site in asked]
-        self._coordinator.event("round.started", round=number, rounds=rounds, sites=sites)
-        replies = grid.send_and_receive(messages, timeout=stage.timeout)
-        arrays, metrics = strategy.aggregate_train(number, replies)
+        else:
+            messages = list(
+                strategy.configure_train(number, stage.arrays, stage.train_config, grid)
+            )
+            if not messages and privacy is None and not own:
+                raise QuorumNotReached(
+                    f"round {number}: the strategy asked no site to train",
+                    hint="raise its fraction_train, or look at `fedlearn site list`",
+                )
+            asked = {grid.site(each.metadata.dst_node_id) for each in messages}
+            begun([site for site in self._spec.sites if site in asked])
+            replies = grid.send_and_receive(messages, timeout=stage.timeout)
+            arrays, metrics = strategy.aggregate_train(number, replies)
         self._skipped = ""
         if arrays is not None:
             _check_finite(arrays, number)
@@ -332,6 +345,7 @@ class Rounds:
                     "evaluated": False,
                     "made": self._made,
                     "stage": self._stages,
+                    "clock": self._grid.clock.monotonic(),
                     "captured": state,
                 },
             )
@@ -354,6 +368,7 @@ class Rounds:
         self._set_back(stage, (checkpoint.state["captured"], tensors))
         model = record_of_document(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
         stage.arrays = stage.result.arrays = model
+        self._grid.clock.resume(float(checkpoint.state.get("clock", 0.0)))
         self.finished = checkpoint.round
         # Checkpoints of earlier releases do not state it.
         self._made = bool(checkpoint.state.get("made", True))

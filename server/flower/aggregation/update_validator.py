@@ -27,13 +27,15 @@ __all__ = ["Asked", "UpdateValidator", "failure"]
 class Asked:
     """A question that waits for an answer; ``spec`` is the model that it carried.
 
-    ``model`` is that model itself where an update has to be decoded, else None.
+    ``model`` is that model itself where an update has to be decoded, else None. ``version`` is the
+    number of that model where the job makes versions in place of rounds, else None.
     """
 
     node: Node
     kind: str
     spec: Spec | None
     model: ArrayRecord | None = None
+    version: int | None = None
 
     @property
     def train(self) -> bool:
@@ -130,7 +132,11 @@ class UpdateValidator:
         if not asked.train:
             return
         examples = max(0, int(metrics.pop(self._checks.weighted_by, 0)))
-        self._updates.received(reply, asked.node.site, examples=examples, metrics=metrics)
+        newest = self._updates.round - 1
+        staleness = 0 if asked.version is None else newest - asked.version
+        self._updates.received(
+            reply, asked.node.site, examples=examples, metrics=metrics, staleness=staleness
+        )
 
     def _reject(self, asked: Asked, reason: str) -> str:
         return self._updates.drop(asked.node.site, reason, train=asked.train)

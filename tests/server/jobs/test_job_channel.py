@@ -69,10 +69,19 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
 
 
 def handler(
-    parts: Parts, *, privacy: PrivacySpec | None = None, job: str = "demo"
+    parts: Parts,
+    *,
+    privacy: PrivacySpec | None = None,
+    job: str = "demo",
+    strategy: str = "app",
 ) -> JobChannelHandler:
     spec: Any = SimpleNamespace(
-        name=job, privacy=privacy, sites=SITES, rounds=3, owner_public_key=lambda: None
+        name=job,
+        privacy=privacy,
+        sites=SITES,
+        rounds=3,
+        owner_public_key=lambda: None,
+        strategy=SimpleNamespace(name=strategy),
     )
     return JobChannelHandler(
         spec,
@@ -212,6 +221,33 @@ def test_an_update_counts_once_in_a_round(parts: Parts) -> None:
     begin(job, 2)
     job.event("update.received", update(2))
     assert [body["round"] for body in parts.bodies("update")] == [1, 2]
+
+
+def test_the_ledger_has_the_staleness_of_each_update_of_a_version(parts: Parts) -> None:
+    for site in SITES:
+        admitted(parts, site)
+    job = handler(parts, strategy="fedbuff")
+    begin(job, 1, ("site-a",))
+    job.event("update.received", update(site="site-a"))
+    begin(job, 2, ("site-b",))  # site-a is idle now, and may be asked while the version is made
+    job.event("update.received", update(2, site="site-b", staleness=1))
+    job.event("update.received", update(2, site="site-a"))
+    found = [(body["round"], body["site"], body["staleness"]) for body in parts.bodies("update")]
+    assert found == [(1, "site-a", 0), (2, "site-b", 1), (2, "site-a", 0)]
+    with pytest.raises(JobError, match="a second update of site-a in round 2"):
+        job.event("update.received", update(2, site="site-a", staleness=1))
+    for wrong in (update(1, site="site-b"), update(2, site="evil")):
+        with pytest.raises(JobError):
+            job.event("update.received", wrong)
+    assert len(parts.bodies("update")) == 3
+
+
+def test_the_ledger_of_a_job_with_rounds_has_no_staleness(parts: Parts) -> None:
+    admitted(parts)
+    job = handler(parts)
+    begin(job)
+    job.event("update.received", update())
+    assert "staleness" not in parts.bodies("update")[0]
 
 
 def test_the_outcomes_of_many_answers_are_durable_together(parts: Parts) -> None:

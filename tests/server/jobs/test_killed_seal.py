@@ -45,7 +45,12 @@ def opened(state: Path) -> tuple[JobChannelHandler, ModelStore, Ledger]:
     ledger = Ledger.open(state / LEDGER_FILE, key)
     store = ModelStore.open(state / "store", keys, record=ledger.append)
     spec: Any = SimpleNamespace(
-        name="demo", privacy=None, sites=("a",), rounds=9, owner_public_key=lambda: None
+        name="demo",
+        privacy=None,
+        sites=("a",),
+        rounds=9,
+        owner_public_key=lambda: None,
+        strategy=SimpleNamespace(name="app"),
     )
     job = JobChannelHandler(
         spec,

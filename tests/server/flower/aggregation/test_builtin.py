@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlearn.app.algorithm_names import FEDNOVA_NORM, SCAFFOLD_STEP_SUM
 from fedlearn.app.array_records import arrays_of, record_of
 from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES, STREAMING
 from fedlearn.privacy import PrivacySpec, ServerPrivacy
 from server.flower.aggregation.builtin import BuiltIn
@@ -93,7 +94,7 @@ def reply(
 
 def test_every_name_of_a_job_has_its_class() -> None:
     check_classes()
-    assert set(CLASSES) == set(STRATEGIES) - {APP}
+    assert set(CLASSES) == set(STRATEGIES) - {APP} - ASYNCHRONOUS
     assert name_of(FedAvg()) == "fedavg"
 
     class Own(FedAdam):  # type: ignore[misc]

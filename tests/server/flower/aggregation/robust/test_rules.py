@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, too_few_updates
 from fedlearn.job.strategies import APP, STRATEGIES, STREAMING, option_fault
 from server.flower.aggregation.builtin import BuiltIn
@@ -55,7 +56,7 @@ def ours(
 
 
 def test_every_strategy_that_sees_single_updates_has_a_rule() -> None:
-    assert set(RULES) == set(STRATEGIES) - STREAMING - {APP} == set(OPTIONS)
+    assert set(RULES) == set(STRATEGIES) - STREAMING - ASYNCHRONOUS - {APP} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"fltrust", "geomedian", "normclip"}))

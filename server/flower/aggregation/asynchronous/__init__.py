@@ -1,0 +1,1 @@
+"""Asynchronous strategies: versions of a model in place of rounds."""
