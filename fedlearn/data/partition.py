@@ -60,13 +60,19 @@ def iid(count: int, parts: int, *, seed: int) -> Parts:
 
 
 def dirichlet(
-    labels: npt.ArrayLike, parts: int, *, alpha: float, seed: int, min_size: int = MIN_SIZE
+    labels: npt.ArrayLike,
+    parts: int,
+    *,
+    alpha: float,
+    seed: int,
+    min_size: int = MIN_SIZE,
+    balance: bool = True,
 ) -> Parts:
     """Spread each class over the parts by a Dirichlet draw (NIID-Bench ``noniid-labeldir``).
 
-    A small ``alpha`` means strong skew. A part that already has its even share of all examples
-    gets none of the classes that follow, and the whole draw is repeated until each part has
-    ``min_size`` examples, 1,000 times at most.
+    A small ``alpha`` means strong skew. With ``balance`` a part that already has its even share of
+    all examples gets none of the classes that follow. The whole draw is repeated until each part
+    has ``min_size`` examples, 1,000 times at most.
 
     :raises ConfigError: for labels that are not classes, more parts than examples, or when no
         draw gave every part ``min_size`` examples.
@@ -81,7 +87,9 @@ def dirichlet(
         sizes = np.zeros(parts, dtype=np.int64)
         cuts = np.zeros((len(rows_of), parts + 1), dtype=np.int64)
         for row, rows in zip(cuts, rows_of, strict=True):
-            shares = rng.dirichlet(np.full(parts, alpha)) * (sizes < count / parts)
+            shares = rng.dirichlet(np.full(parts, alpha))
+            if balance:
+                shares *= sizes < count / parts
             total = shares.sum()
             if not total > 0:
                 return None
