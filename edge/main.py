@@ -118,6 +118,7 @@ def check(path: Path, as_json: bool) -> int:
         "pending": identity.pending,
         "expires": identity.expires.isoformat() if identity.expires else None,
         "app_logs": config.accept.app_logs,
+        "filters": ", ".join(each.kind for each in config.privacy.filters) or None,
         "data": {},
     }
     with device(config.attester, state=config.state) as settings:
@@ -334,6 +335,7 @@ def _launcher(
             trust=anchors,
             sandbox=config.accept.sandbox,
             app_logs=config.accept.app_logs,
+            filters=config.privacy.filters,
         )
 
     if config.launcher.kind == "kubernetes":

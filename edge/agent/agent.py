@@ -196,6 +196,7 @@ class Agent:
             "approval": accept.approval,
             "visible_updates": accept.visible_updates,
             "app_logs": accept.app_logs,
+            "filters": [each.kind for each in self._config.privacy.filters],
             "policy_keys": sorted(each.hex() for each in accept.policy_keys),
         }
         return found

@@ -110,6 +110,12 @@ def _refusals(config: SiteConfig, spec: JobSpec, site: str, bundle: bytes) -> It
             "the job's app receives the update of each site (aggregation.updates = "
             '"visible-to-app"), and accept.visible_updates of this site does not allow it'
         )
+    filters = [each.kind for each in config.privacy.filters]
+    if filters and spec.aggregation.site_filters == "refuse":
+        yield (
+            f"this site filters every update ({', '.join(filters)}), and the job does not accept "
+            'it (aggregation.site_filters = "refuse")'
+        )
     yield from _privacy(config, spec)
     for name in ("cpu", "memory_mib", "gpu"):
         wanted, cap = getattr(spec.resources, name), getattr(config.caps, name)

@@ -282,6 +282,7 @@ class _Client:
             },
             data=Path(bootstrap.data).absolute() if bootstrap.data else None,
             limits=_limits(job, full=bootstrap.sandbox == "full"),
+            filters=bootstrap.filters,
         )
         warm = WarmClient(
             plan,

@@ -28,6 +28,7 @@
     required = true
     max_epsilon = 8.0
     insecure_exact_metrics = false     # true: also jobs whose metrics leave without noise
+    filters = [{ kind = "clip", norm = 1.0 }]  # what is done to each update before it leaves
 
     [caps]                             # the most that one client gets
     # [kubernetes]                     # for launcher.kind = "kubernetes"; see kubernetes.py
@@ -61,6 +62,7 @@ from attestation.config import (
     option,
     seq,
     table,
+    tables,
     toml,
     whole,
 )
@@ -68,6 +70,7 @@ from edge.config.kubernetes import KubernetesSettings
 from fedlearn import config
 from fedlearn.config import NAME
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.filters import MOST_FILTERS, FilterSpec, order_fault
 from fedlearn.config.trustfile import Trust
 from fedlearn.job.placement import LAUNCHERS
 
@@ -197,6 +200,8 @@ class PrivacyFloor:
     ``max_delta``               the largest delta of a job
     ``min_noise_multiplier``    the smallest noise multiplier of a job
     ``insecure_exact_metrics``  also run jobs whose metrics leave the site without noise
+    ``filters``                 what a client does to every update before it leaves
+                                (:mod:`fedlearn.config.filters`), in this order
     """
 
     required: bool = option(flag(), default=False)
@@ -204,6 +209,12 @@ class PrivacyFloor:
     max_delta: float = option(number(1e-15, 0.5), default=0.5)
     min_noise_multiplier: float = option(number(0, 1e6), default=0.0)
     insecure_exact_metrics: bool = option(flag(), default=False)
+    filters: tuple[FilterSpec, ...] = option(tables(FilterSpec, most=MOST_FILTERS), default=())
+
+    def __post_init__(self) -> None:
+        faults = [(("filters", place), fault) for place, fault in order_fault(self.filters)]
+        if faults:
+            raise InconsistentValues(*faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

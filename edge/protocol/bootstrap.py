@@ -11,7 +11,7 @@ import binascii
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -24,6 +24,7 @@ from edge.protocol.identity import SiteIdentity
 from edge.protocol.workload import Workload
 from fedlearn import config
 from fedlearn.config.attesterfile import AttesterSettings
+from fedlearn.config.filters import MOST_FILTERS, FilterSpec
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.spec import JobSpec, workload_digest
 
@@ -60,6 +61,7 @@ class Bootstrap:
     ``state``   the attester's private directory
     ``sandbox`` which sandbox the site requires for the app: ``full`` or ``best-effort``
     ``app_logs`` where the site lets the app's output go: ``off``, ``sealed`` or ``insecure-plain``
+    ``filters`` what the client does to every update before it leaves
     """
 
     site: str
@@ -75,6 +77,7 @@ class Bootstrap:
     trust: TrustAnchors = field(default_factory=TrustAnchors)
     sandbox: str = "best-effort"
     app_logs: str = "off"
+    filters: tuple[FilterSpec, ...] = ()
 
     def read(self) -> ClientJob:
         """Parse the job and its policy, and hash the code; a client does it once.
@@ -114,6 +117,7 @@ class Bootstrap:
             "trust": _anchors_json(self.trust),
             "sandbox": self.sandbox,
             "app_logs": self.app_logs,
+            "filters": [each.to_mapping() for each in self.filters],
         }
         return json.dumps(document).encode()
 
@@ -142,6 +146,7 @@ class Bootstrap:
                 trust=_anchors(trust),
                 sandbox=str(document["sandbox"]),
                 app_logs=str(document.get("app_logs", "off")),
+                filters=_filters(document.get("filters", [])),
             )
         except (
             ValueError,
@@ -156,6 +161,12 @@ class Bootstrap:
 
 def _settings(settings: AttesterSettings) -> dict[str, object]:
     return {key: value for key, value in to_plain(settings).items() if value not in ("", None)}
+
+
+def _filters(document: object) -> tuple[FilterSpec, ...]:
+    if not isinstance(document, list) or len(document) > MOST_FILTERS:
+        raise ValueError(f"filters are a list of at most {MOST_FILTERS}")
+    return tuple(config.read(FilterSpec, each, where="bootstrap") for each in document)
 
 
 def _anchors_json(trust: TrustAnchors) -> dict[str, object]:
@@ -206,6 +217,7 @@ def bootstrap_of(
     trust: TrustAnchors,
     sandbox: str = "best-effort",
     app_logs: str = "off",
+    filters: Sequence[FilterSpec] = (),
     data: str = "",
 ) -> Bootstrap:
     """Return the bootstrap document of a client of this site."""
@@ -226,4 +238,5 @@ def bootstrap_of(
         trust=trust,
         sandbox=sandbox,
         app_logs=app_logs,
+        filters=tuple(filters),
     )

@@ -39,6 +39,7 @@ from fedlearn.sandbox.memory_file import Part
 __all__ = [
     "CALL",
     "COMPRESSED",
+    "FILTERED",
     "PACKED",
     "Flat",
     "FlowerMismatch",
@@ -60,6 +61,9 @@ COMPRESSED: Final = "fedlearn.compressed/1"
 
 CALL: Final = "fedlearn.call"
 """The name of the record with the number of the round, which apps do not receive."""
+
+FILTERED: Final = "fedlearn.filters"
+"""The name of the record in which a client states how its site has filtered an update."""
 
 _NAME: Final = "packed"
 

@@ -66,7 +66,8 @@ class Event:
 
     >>> event = UpdateReceived(round=3, site="north", bytes=4096, metrics={"auc": 0.7})
     >>> event.encode()
-    '{"bytes":4096,"examples":0,"metrics":{"auc":0.7},"round":3,"site":"north","staleness":0}'
+    '{"bytes":4096,"examples":0,"filters":[],"metrics":{"auc":0.7},"round":3,"site":"north",\
+"staleness":0}'
     >>> Event.decode("update.received", event.encode()) == event
     True
     >>> Event.decode("log", '{"line": 3}')
@@ -222,6 +223,7 @@ class UpdateReceived(Event):
 
     ``staleness`` is how many versions older the model is that it was trained on than the newest
     one: 0 in rounds, where all sites train the same model.
+    ``filters`` are those that its site applied before it left, by their kinds.
     """
 
     kind: ClassVar[str] = "update.received"
@@ -231,6 +233,7 @@ class UpdateReceived(Event):
     examples: int = 0
     staleness: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -265,6 +265,8 @@ class JobSpec:
             del values["placement"]
         if self.app_logs == "off":
             del values["app_logs"]  # for the same reason
+        if self.aggregation.site_filters == "accept":
+            del values["aggregation"]["site_filters"]  # likewise
         del values["privacy"], values["compression"]
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()

@@ -100,9 +100,14 @@ class AggregationSpec:
         aggregation of its strategy, drives the grid itself or uses Flower's legacy API. It does
         not go together with ``[privacy]``, and a site runs such a job only if its ``site.toml``
         allows it.
+    ``site_filters``
+        ``accept``: a site may filter its updates before they leave
+        (:mod:`fedlearn.config.filters`); the events of the job name the filters. ``refuse``: the
+        job does not run at such a site.
     """
 
     updates: str = option(choice(*UPDATES), default=AGGREGATED)
+    site_filters: str = option(choice("accept", "refuse"), default="accept")
 
     @property
     def visible(self) -> bool:

@@ -386,6 +386,7 @@ class JobChannelHandler:
             "examples": event.examples,
             "accepted": True,
             **({"staleness": event.staleness} if self._asynchronous else {}),
+            **({"filters": list(event.filters)} if event.filters else {}),
         }
 
     def _check_round(self, number: int) -> None:

@@ -176,6 +176,8 @@ def objections(spec: JobSpec, *, bundle: bytes, signer: bytes, capabilities: str
         yield (f"a person there has to approve the app: `fedlearn-edge approve {spec.name} {name}`")
     if spec.aggregation.visible and accept.get("visible_updates") is False:
         yield "it refuses an app that receives the update of each site (accept.visible_updates)"
+    if spec.aggregation.site_filters == "refuse" and accept.get("filters"):
+        yield "it filters every update, and the job refuses this (aggregation.site_filters)"
     if spec.app_logs == "sealed" and accept.get("app_logs") in ("off", "insecure-plain"):
         yield "it runs the job and sends no logs of the app (accept.app_logs)"
     keys = accept.get("policy_keys")

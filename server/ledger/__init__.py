@@ -24,7 +24,8 @@ What the entries hold (digests, thumbprints and identifiers as lower-case hexade
     round        job round phase("started"|"finished") participants seconds model_digest (empty
                  where the checkpoint is sealed while the next round trains; its entry has it)
     update       job round site key_thumbprint digest examples accepted(bool) reason staleness
-                 (of accepted updates of an asynchronous job, whose rounds are versions)
+                 (of accepted updates of an asynchronous job, whose rounds are versions) filters
+                 (of the site that it was sent through, by their kinds)
     checkpoint   job round model version file_id digest
     files        as checkpoint: the files that the job's application leaves
     model        job model version change, and digests by version where all were sealed again

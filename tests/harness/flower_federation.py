@@ -282,8 +282,18 @@ class FlowerFederation:
             "thumbprint": thumbprint(tls_key),
         }
 
-    def client(self, plan: JobPlan, site: str, *, cheats: bool = False) -> subprocess.Popen[bytes]:
-        """Admit a site and start its client process; one that ``cheats`` protects nothing."""
+    def client(
+        self,
+        plan: JobPlan,
+        site: str,
+        *,
+        cheats: bool = False,
+        filters: Sequence[Mapping[str, Any]] = (),
+    ) -> subprocess.Popen[bytes]:
+        """Admit a site and start its client process; one that ``cheats`` protects nothing.
+
+        ``filters`` are those of its ``site.toml``.
+        """
         plain = dataclasses.replace(plan.spec, privacy=None, compression=CompressionSpec())
         spec = plain if cheats else plan.spec
         identity = self.admit(plan.spec.name, site)
@@ -294,6 +304,7 @@ class FlowerFederation:
             "spec": spec.to_json(),
             "site": site,
             "bundle": base64.b64encode(plan.bundle).decode(),
+            "filters": list(filters),
         }
         log = (self.folder / f"client-{site}.log").open("ab")
         process = subprocess.Popen(
@@ -342,6 +353,7 @@ def client_main() -> None:
     import logging
 
     from edge.client.flower.warm_client import ClientPlan, Identity, WarmClient
+    from fedlearn.config.filters import FilterSpec
     from fedlearn.job.spec import JobSpec
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -356,6 +368,7 @@ def client_main() -> None:
         bundle=bundle,
         node_config={"site": reported["site"], "index": spec.sites.index(reported["site"])},
         patience=20,
+        filters=tuple(FilterSpec(**each) for each in reported["filters"]),
     )
     with tempfile.TemporaryDirectory() as folder:
         client = WarmClient(

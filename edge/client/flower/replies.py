@@ -6,8 +6,8 @@ change of the app (:mod:`edge.client.flower.app_process`). Around each call
 * the packed model becomes the ArrayRecord that the app expects, and the reply is packed;
 * the generators of ``random``, numpy and torch are seeded from the job's seed, the site and
   the round, and the app has the state that it had before that round;
-* the reply is made from the answer of the app's process, and the job's privacy and compression
-  are applied, in this order;
+* the reply is made from the answer of the app's process, and the filters of the site, the job's
+  privacy and its compression are applied, in this order;
 * an exception of the app, or the end of its process, becomes an error reply; the process is
   started again when it is needed.
 
@@ -38,12 +38,14 @@ from edge.client.app_log import AppLog, DiscardedAppLog
 from edge.client.flower.app_process import App, AppFailed, AppLimits, AppProcess, AppRaised
 from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from edge.client.flower.compression import UpdateCompressor
+from edge.client.flower.filters import UpdateFilters
 from edge.client.flower.fleet import Work
 from fedlearn.app import install as bundle
 from fedlearn.app.array_records import arrays_of, record_of, records_of
-from fedlearn.app.flower import CALL, Flat, Packer, flatten, inflate, unpack
+from fedlearn.app.flower import CALL, FILTERED, Flat, Packer, flatten, inflate, unpack
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.compression.codec import Residual
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
@@ -71,7 +73,8 @@ class ClientPlan:
 
     ``node_config`` is passed to the app, with the place of the site's data for example. ``data`` is
     where the app may read the site's data. ``patience`` is for how many seconds the coordinator may
-    be unreachable.
+    be unreachable. ``filters`` are those of the site, and ``filter_secret`` that of their noise,
+    random by default (:class:`edge.client.flower.filters.UpdateFilters`).
     """
 
     spec: JobSpec
@@ -82,6 +85,8 @@ class ClientPlan:
     patience: float = 600.0
     data: Path | None = None
     limits: AppLimits = field(default_factory=AppLimits)
+    filters: tuple[FilterSpec, ...] = ()
+    filter_secret: bytes = field(default=b"", repr=False)
 
     @property
     def weighted_by(self) -> str:
@@ -135,6 +140,7 @@ class Replies:
         self._compressor: UpdateCompressor | None = None
         if plan.spec.compression.active:
             self._compressor = UpdateCompressor(plan.spec, memory.residual)
+        self._filters = UpdateFilters(plan.spec, plan.filters, secret=plan.filter_secret)
         self._history = StateHistory[State]()
         self._installed: bundle.Installed | None = None
         self._process: App | None = app
@@ -197,11 +203,13 @@ class Replies:
         self._state = self._history.before(call, self._state)
         privacy = self._privacy
         if privacy is None:
-            return self._compressed(self._called(work, call, kind), message.content, call, kind)
+            answer = self._filtered(self._called(work, call, kind), message.content, kind)
+            return self._stated(self._compressed(answer, message.content, call, kind))
         limit = self._plan.max_message_bytes
         try:
-            answer = unpack(self._called(work, call, kind), max_bytes=limit)
             asked = unpack(message.content, max_bytes=limit)
+            answer = self._filtered(self._called(work, call, kind), asked, kind)
+            answer = unpack(answer, max_bytes=limit)
             outgoing = self._private(privacy, answer, asked, kind)
             outgoing = self._compressed(outgoing, asked, call, kind)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
@@ -209,7 +217,22 @@ class Replies:
             raise JobError(WITHHELD) from None
         if records_of(outgoing, ArrayRecord):
             self._charge(message.metadata.message_id)
-        return Packer().content(outgoing)
+        return self._stated(Packer().content(outgoing))
+
+    def _filtered(self, answer: RecordDict, asked: RecordDict, kind: str) -> RecordDict:
+        """Return the answer of the app after the filters of the site."""
+        answer.pop(FILTERED, None)  # the client alone states it
+        if not self._filters.names:
+            return answer
+        limit = self._plan.max_message_bytes
+        answer, asked = (unpack(each, max_bytes=limit) for each in (answer, asked))
+        return Packer().content(self._filters.content(answer, asked, self._round, kind))
+
+    def _stated(self, outgoing: RecordDict) -> RecordDict:
+        """Return an answer, an update with the names of the filters that were applied to it."""
+        if self._filters.names and records_of(outgoing, ArrayRecord):
+            outgoing[FILTERED] = ConfigRecord({"names": self._filters.names})
+        return outgoing
 
     def _compressed(
         self, answer: RecordDict, asked: RecordDict, call: Call, kind: str

@@ -328,6 +328,7 @@ def _rules(plan: JobPlan) -> Rules:
         stragglers=spec.stragglers,
         max_update_bytes=plan.max_update_bytes,
         visible=spec.aggregation.visible and spec.strategy.name == APP,
+        site_filters=spec.aggregation.site_filters == "accept",
         exact_metrics=spec.privacy is not None and spec.privacy.insecure_exact_metrics,
         blind=plan.noise_secret,
         compression=spec.compression,

@@ -29,6 +29,7 @@ class Rules:
     stragglers: str
     max_update_bytes: int
     visible: bool = False
+    site_filters: bool = True
     exact_metrics: bool = False
     blind: bytes = field(default=b"", repr=False)
     compression: CompressionSpec = field(default_factory=CompressionSpec)
@@ -143,6 +144,7 @@ class RoundUpdates:
         examples: int,
         metrics: dict[str, float],
         staleness: int = 0,
+        filters: tuple[str, ...] = (),
     ) -> None:
         """Report an update that was accepted."""
         self._inputs[site] = ledger_digest(reply.digest, self._rules.blind)
@@ -154,6 +156,7 @@ class RoundUpdates:
             examples=examples,
             staleness=staleness,
             metrics=metrics,
+            filters=list(filters),
         )
 
     def drop(self, site: str, reason: str, *, train: bool) -> str:

@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from fedlearn.app.array_records import records_of
-from fedlearn.app.flower import inflate, metadata_of
+from fedlearn.app.flower import FILTERED, inflate, metadata_of
 from fedlearn.app.message import UNKNOWN
-from fedlearn.errors import FedlearnError
+from fedlearn.config.filters import FILTER_KINDS, MOST_FILTERS
+from fedlearn.errors import FedlearnError, UpdateRejected
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_decoder import UpdateDecoder
@@ -28,7 +37,8 @@ class Asked:
     """A question that waits for an answer; ``spec`` is the model that it carried.
 
     ``model`` is that model itself where an update has to be decoded, else None. ``version`` is the
-    number of that model where the job makes versions in place of rounds, else None.
+    number of that model where the job makes versions in place of rounds, else None. ``filters`` are
+    those of the site that its answer names.
     """
 
     node: Node
@@ -36,6 +46,7 @@ class Asked:
     spec: Spec | None
     model: ArrayRecord | None = None
     version: int | None = None
+    filters: tuple[str, ...] = ()
 
     @property
     def train(self) -> bool:
@@ -54,6 +65,7 @@ class UpdateValidator:
 
     def __init__(self, rules: Rules, updates: RoundUpdates) -> None:
         self._updates = updates
+        self._refuses_filters = not rules.site_filters
         self._decoder = UpdateDecoder(rules.compression, max_bytes=rules.max_update_bytes)
         self._checks = ReplyChecks(
             max_bytes=rules.max_update_bytes,
@@ -122,6 +134,12 @@ class UpdateValidator:
 
     def _checked(self, content: RecordDict, asked: Asked) -> RecordDict:
         most = self.most_examples.get(asked.node.site, 0)
+        asked.filters = _filters(content)
+        if asked.filters and self._refuses_filters:
+            raise UpdateRejected(
+                f"its site filtered it ({', '.join(asked.filters)}), and the job has "
+                '[aggregation] site_filters = "refuse"'
+            )
         if asked.model is not None:
             content, saved = self._decoder.decoded(content, asked.model)
             self._updates.saved += saved
@@ -135,7 +153,12 @@ class UpdateValidator:
         newest = self._updates.round - 1
         staleness = 0 if asked.version is None else newest - asked.version
         self._updates.received(
-            reply, asked.node.site, examples=examples, metrics=metrics, staleness=staleness
+            reply,
+            asked.node.site,
+            examples=examples,
+            metrics=metrics,
+            staleness=staleness,
+            filters=asked.filters,
         )
 
     def _reject(self, asked: Asked, reason: str) -> str:
@@ -145,6 +168,21 @@ class UpdateValidator:
 def failure(metadata: Any, reason: str) -> Message:
     """Return the error message that a strategy gets in place of a reply."""
     return Message(metadata=metadata, error=Error(code=UNKNOWN, reason=reason))
+
+
+def _filters(content: RecordDict) -> tuple[str, ...]:
+    """Take the names of filters out of a reply; raises UpdateRejected where they are none."""
+    stated = content.pop(FILTERED, None)
+    if stated is None:
+        return ()
+    names = stated.get("names") if isinstance(stated, ConfigRecord) else None
+    if (
+        not isinstance(names, list)
+        or not 1 <= len(names) <= MOST_FILTERS
+        or not all(isinstance(name, str) and name in FILTER_KINDS for name in names)
+    ):
+        raise UpdateRejected(f"its filters are not some of {', '.join(FILTER_KINDS)}")
+    return tuple(names)
 
 
 def _numbers(content: RecordDict) -> dict[str, float]:

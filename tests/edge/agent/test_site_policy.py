@@ -216,6 +216,16 @@ def test_a_site_may_ask_who_signed_the_policy(folder: Path) -> None:
     assert _decide(folder).answer is Answer.RUN
 
 
+def test_a_job_that_refuses_filters_is_refused_where_the_site_demands_some(folder: Path) -> None:
+    site = ("max_epsilon = 8", 'max_epsilon = 8\nfilters = [{ kind = "clip", norm = 1.0 }]')
+    job = ("[resources]", '[aggregation]\nsite_filters = "refuse"\n[resources]')
+    found = _decide(folder, site=site, job=job)
+    assert found.answer is Answer.REFUSE
+    assert "this site filters every update (clip), and the job does not accept" in found.reasons[0]
+    assert _decide(folder, site=site).answer is Answer.RUN
+    assert _decide(folder, job=job).answer is Answer.RUN
+
+
 def test_a_job_that_names_no_data_gets_the_only_one(folder: Path) -> None:
     none = ('[data.a]\nset = "medpar"\n', "")
     assert _decide(folder, job=none).answer is Answer.RUN

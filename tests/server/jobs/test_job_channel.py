@@ -562,3 +562,13 @@ def test_under_privacy_the_number_of_records_is_coarse(
     job.commit(admitted(parts), root=b"r" * 32, records=records, examples=records)
     (body,) = parts.bodies("commitment")
     assert (body["records"], body["examples"]) == (coarse, coarse)
+
+
+def test_the_filters_of_an_update_are_in_its_entry_and_its_event(parts: Parts) -> None:
+    admitted(parts)
+    job = handler(parts)
+    begin(job)
+    job.event("update.received", update(filters=["clip", "sign"]))
+    (entry,) = parts.bodies("update")
+    assert entry["filters"] == ["clip", "sign"]
+    assert parts.reported[-1].to_json()["filters"] == ["clip", "sign"]
