@@ -44,13 +44,18 @@ MOST_FILTERS: Final = 16
 class FilterSpec:
     """One filter, with the parameters of its kind and no other.
 
-    ``kind``        ``clip``: scale the difference from the model to an L2 norm of at most ``norm``,
-                    over all arrays. ``gaussian``: add Gaussian noise with the standard deviation
-                    ``sigma * norm`` of the clip before it. ``topk``: of each array keep the
-                    ``fraction`` of numbers with the largest magnitudes. ``percentile``: keep the
-                    numbers whose magnitude is above the ``percentile`` of all, each limited to
-                    ``[-limit, limit]`` (Shokri and Shmatikov 2015, doi:10.1145/2810103.2813687,
-                    section 5). ``sign``: replace each number by ``step`` with its sign
+    ``kind``        ``clip``: scale the difference from the model. ``gaussian``: add Gaussian noise.
+                    ``topk``: keep the numbers of each array with the largest magnitudes.
+                    ``percentile``: keep the numbers from a percentile of all magnitudes on, limited
+                    (Shokri and Shmatikov 2015, doi:10.1145/2810103.2813687, section 5). ``sign``:
+                    keep the sign of each number
+    ``norm``        of ``clip``: the largest L2 norm, over all arrays
+    ``sigma``       of ``gaussian``: standard deviation, as a multiple of the ``norm`` of the clip
+                    before it
+    ``fraction``    of ``topk``: the part of the numbers of each array that is kept
+    ``percentile``  of ``percentile``: the least magnitude that is kept, as a percentile
+    ``limit``       of ``percentile``: the largest magnitude of a number
+    ``step``        of ``sign``: the magnitude of each number
 
     :raises InconsistentValues: from the constructor, naming the key.
 

@@ -77,8 +77,8 @@ class ClientSession:
         """Return this client's keys, signed."""
         self._step(0)
         channel, mask = keys.public(self._channel), keys.public(self._mask)
-        said = statement(self.session, self._site, channel, mask)
-        chain, signature = self._credentials.sign(said)
+        stated = statement(self.session, self._site, channel, mask)
+        chain, signature = self._credentials.sign(stated)
         return PublicKeys(
             site=self._site, channel=channel, mask=mask, chain=chain, signature=signature
         )

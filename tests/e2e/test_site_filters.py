@@ -1,4 +1,4 @@
-"""A site's filters in a job with real processes: applied outside the app, and named in the events."""
+"""A site's filters in a job with real processes: outside the app, and named in the events."""
 
 from __future__ import annotations
 

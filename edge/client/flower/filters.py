@@ -4,6 +4,8 @@ They come after the app, and before the privacy and the compression of the job, 
 them. The client runs them outside the app's process, in the code that its evidence measures; which
 ones is stated by the site's agent. So they protect a site from the jobs of others, and not the
 coordinator from a site: each reply names them, and the coordinator records the names.
+
+The page is docs/how-to/site-filters.md.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_any_shares_that_are_enough_recover_the_secret(
 def test_fewer_shares_than_the_threshold_fit_every_secret() -> None:
     shares = shamir.split(bytes(32), [1, 2, 3], 3)
     two = {point: int.from_bytes(shares[point], "big") for point in (1, 2)}
-    # A third value makes any secret of them: the two say nothing.
+    # A third value makes any secret of them: the two disclose nothing.
     for secret in (0, 7, 2**255):
         third = shamir.combine({0: secret, **two}, at=3)
         assert shamir.combine({**two, 3: third}) == secret

@@ -168,7 +168,7 @@ def test_a_client_gives_one_secret_of_another_client_and_never_both() -> None:
 
 def test_a_server_that_reports_different_survivors_gets_neither_secret() -> None:
     one, _, _ = masked_round(7)
-    # To half of the neighbours of client 6 it says that 6 survived, and to the others not.
+    # To half of the neighbours of client 6 6 is reported as a survivor, and to the others not.
     seeds = [one.clients[site].unmask(range(7))[6] for site in one.sites[:3]]
     private = [one.clients[site].unmask(range(6))[6] for site in one.sites[3:6]]
     threshold = one.server._graph.threshold
