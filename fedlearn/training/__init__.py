@@ -5,18 +5,24 @@ context and the model, and is attached to an optimiser. What an algorithm keeps 
 of a site is in ``context.state``. All of it works in a simulation and in the field alike.
 """
 
+from fedlearn.training.base_weights import base_weights
+from fedlearn.training.ditto import Ditto
 from fedlearn.training.feddyn import FedDyn
 from fedlearn.training.fednova import FedNova
+from fedlearn.training.moon import Moon
 from fedlearn.training.personal import PersonalLayers, batch_norm, matching, only
 from fedlearn.training.proximal import Proximal
 from fedlearn.training.scaffold import Scaffold
 
 __all__ = [
+    "Ditto",
     "FedDyn",
     "FedNova",
+    "Moon",
     "PersonalLayers",
     "Proximal",
     "Scaffold",
+    "base_weights",
     "batch_norm",
     "matching",
     "only",
