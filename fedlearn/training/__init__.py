@@ -3,6 +3,8 @@
 Each class is the site's part of one algorithm, for one round: it is made from the message, the
 context and the model, and is attached to an optimiser. What an algorithm keeps between the rounds
 of a site is in ``context.state``. All of it works in a simulation and in the field alike.
+
+The page is docs/how-to/choose-an-algorithm.md.
 """
 
 from fedlearn.training.base_weights import base_weights

@@ -33,7 +33,7 @@ class Ditto:
         ...                                            # train ditto.model
         ditto.keep()
 
-    To evaluate, use :attr:`model` as it is. In a site's first round it is the shared model.
+    To evaluate, use ``ditto.model`` as it is. In a site's first round it is the shared model.
 
     :param model: the shared model as it was received; it is copied.
     :param weight: ``lambda``, from 0; with 0 the personal model is trained on the site's data

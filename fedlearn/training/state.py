@@ -1,4 +1,7 @@
-"""What a ClientApp keeps between its rounds: named tensors in ``context.state``."""
+"""What a ClientApp keeps between its rounds: named tensors in ``context.state``.
+
+The page is docs/explanation/algorithms.md.
+"""
 
 from __future__ import annotations
 

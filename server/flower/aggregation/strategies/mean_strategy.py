@@ -1,4 +1,7 @@
-"""What the strategies of this package have in common: one exact mean, and a step after it."""
+"""What the strategies of this package have in common: one exact mean, and a step after it.
+
+The page is docs/adr/0047-algorithms.md.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""One small app for every algorithm of fedlearn.training."""
