@@ -63,6 +63,7 @@ def base_weights(path: str | Path, digest: str) -> dict[str, torch.Tensor]:
             hint="the sites of a job need the same base; get the file that the job was written for",
         )
     try:
-        return load(data)
+        tensors: dict[str, torch.Tensor] = load(data)
     except SafetensorError as error:
         raise JobError(f"the base weights {path} are not a safetensors file: {error}") from None
+    return tensors

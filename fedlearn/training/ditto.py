@@ -8,7 +8,7 @@ is ``v <- v - eta (grad F_k(v) + lambda (v - w))`` around the ``w`` that the sit
 from __future__ import annotations
 
 import copy
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from flwr.app import Context
 from torch import nn
@@ -19,10 +19,11 @@ from fedlearn.training.state import copies, keep, kept
 
 __all__ = ["Ditto"]
 
+_M = TypeVar("_M", bound=nn.Module)
 _OWN: Final = "fedlearn.ditto"
 
 
-class Ditto:
+class Ditto(Generic[_M]):
     """The personal model of a site::
 
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
@@ -41,7 +42,7 @@ class Ditto:
     :raises JobError: for another weight, or when what the site kept does not fit the model.
     """
 
-    def __init__(self, context: Context, model: nn.Module, *, weight: float) -> None:
+    def __init__(self, context: Context, model: _M, *, weight: float) -> None:
         self._context = context
         self.model = copy.deepcopy(model)
         shared = copies(dict(model.named_parameters()))
