@@ -35,6 +35,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "tensorboard": {"tensorboard": "tensorboard"},
         "wandb": {"wandb": "wandb"},
         "trackio": {"trackio": "trackio"},
+        "simulation": {"threadpoolctl": "threadpoolctl"},
         "measure": {"sevsnpmeasure": "sev-snp-measure"},
         "demo": {
             "matplotlib": "matplotlib",

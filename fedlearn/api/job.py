@@ -1,10 +1,12 @@
-"""A job on this machine: read it, check it, try it."""
+"""A job on this machine: read it, check it, try it, simulate it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
 from fedlearn.api.result import Result
 from fedlearn.api.sources import FolderSource
@@ -14,6 +16,7 @@ from fedlearn.results.run_folder import RunFolder
 if TYPE_CHECKING:
     from fedlearn.api.validation import Report
     from fedlearn.local.machines import TeeChoice
+    from fedlearn.simulation.hooks import Hook
     from fedlearn.terminal.progress import Show
 
 __all__ = ["Job"]
@@ -109,3 +112,45 @@ class Job:
         place = Path(data) if data is not None else self.path.parent / "data"
         made = trial.begin(report, self.path, path=path, data=place, tee=tee, show=shown)
         return Result(FolderSource(made))
+
+    def simulate(
+        self,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        data: str | os.PathLike[str] | None = None,
+        setup: str | os.PathLike[str] | None = None,
+        clients: int | None = None,
+        workers: int = 0,
+        backend: str = "process",
+        seed: int | None = None,
+        overrides: Mapping[str, Any] = MappingProxyType({}),
+        resume: bool = False,
+        hooks: Sequence[Hook] = (),
+        show: Show | None = None,
+    ) -> Result:
+        """Run the job with simulated clients, without attestation, TLS, sealing and sandboxes.
+
+        The run is kept in a folder, as that of :meth:`try_`, which states that it was simulated.
+        See :func:`fedlearn.simulation.simulate` for the other parameters and what is raised.
+
+        :param folder: of the run; without one ``runs/NAME-N`` with the next N, or with ``resume``
+            the newest.
+        :param setup: the file of the simulation, ``simulation.toml``.
+        """
+        from fedlearn.api.simulation import simulate_in_folder
+        from fedlearn.terminal.notebook import show_here
+
+        return simulate_in_folder(
+            self.path,
+            folder=None if folder is None else Path(folder),
+            data=None if data is None else Path(data),
+            setup=None if setup is None else Path(setup),
+            clients=clients,
+            workers=workers,
+            backend=backend,
+            seed=seed,
+            overrides=overrides,
+            resume=resume,
+            hooks=hooks,
+            show=show or show_here(metric=self.spec.evaluate.metric),
+        )

@@ -75,6 +75,8 @@ class FolderSource:
     def facts(self) -> ReportFacts:
         """Return what the folder has about the run."""
         about = self.folder.about
+        if about.simulated:
+            return _facts_of_simulation(self.folder)
         return ReportFacts(
             metric=about.metric,
             insecure=f"This run was a trial on one machine: its evidence ({about.tee}) is made by "
@@ -130,6 +132,11 @@ class FolderSource:
         """
         from server.ledger import LEDGER_FILE, PUBLIC_KEY_FILE, LedgerReader, load_public_key
 
+        if self.folder.about.simulated:
+            raise JobError(
+                f"the run in {self.folder.path} was simulated, so that it has no ledger",
+                hint="`fedlearn job try` runs the job with attestation and keeps the ledger",
+            )
         kept = self.folder.ledger
         if not kept.is_dir():
             raise JobError(
@@ -145,6 +152,24 @@ class FolderSource:
                 hint="`fedlearn job try --resume` continues a run that has not finished",
             )
         return self.folder.model
+
+
+def _facts_of_simulation(folder: RunFolder) -> ReportFacts:
+    about = folder.about
+    private = folder.job.exists() and "[privacy]" in folder.job.read_text(encoding="utf-8")
+    return ReportFacts(
+        metric=about.metric,
+        insecure="This run was simulated: attestation, TLS and sealing were left out.",
+        about=[("Digest of the job", about.digest.hex()), ("App", about.bundle.hex())],
+        notes=[
+            "All parties shared the processes of one user; no client had a sandbox.",
+            *(
+                ["The noise was derived from the seed of the job, and is not secret."]
+                if private
+                else []
+            ),
+        ],
+    )
 
 
 class CoordinatorSource:

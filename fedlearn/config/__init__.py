@@ -6,6 +6,7 @@ from fedlearn.config.fields import NAME, address, name
 from fedlearn.config.files import (
     MAX_FILE_BYTES,
     ConfigErrors,
+    errors,
     file_bytes,
     read,
     read_document,
@@ -20,6 +21,7 @@ __all__ = [
     "NAME",
     "ConfigErrors",
     "address",
+    "errors",
     "file_bytes",
     "name",
     "read",

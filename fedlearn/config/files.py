@@ -18,6 +18,7 @@ from fedlearn.errors import ConfigError
 __all__ = [
     "MAX_FILE_BYTES",
     "ConfigErrors",
+    "errors",
     "file_bytes",
     "read",
     "read_document",
@@ -53,7 +54,7 @@ def read(
 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
-    with _config_errors():
+    with errors():
         return config.read(model, document, where=where, base=base)
 
 
@@ -73,7 +74,7 @@ def read_document(model: type[M], path: Path, *, made_by: str = "") -> tuple[M, 
     :raises ConfigError: naming file, line and key of everything that is wrong.
     """
     data = file_bytes(path, made_by=made_by)
-    with _config_errors():
+    with errors():
         source = config.parse(data, where=str(path))
     return read(model, source, where=str(path), base=path.parent), source.table
 
@@ -141,7 +142,7 @@ def file_bytes(
 
 
 @contextmanager
-def _config_errors() -> Iterator[None]:
+def errors() -> Iterator[None]:
     """Raise the faults of a document as :class:`ConfigError`."""
     try:
         yield

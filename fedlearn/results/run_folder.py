@@ -1,6 +1,7 @@
 """The folder in which a run on this machine is kept.
 
-``fedlearn job try`` and :meth:`fedlearn.api.job.Job.try_` write it::
+``fedlearn job try`` and ``fedlearn simulate`` write it, and :meth:`fedlearn.api.job.Job.try_` and
+:meth:`~fedlearn.api.job.Job.simulate`::
 
     run.toml           what runs: the name of the job, the digests of job and app
     job.toml           the job as it runs here; policy.toml, its policy
@@ -10,6 +11,7 @@
     logs/              the output of each process; app.log, what the app wrote at the sites
     ledger/            the record of every decision, and the public key that verifies it
     federation/        what the run needs to go on; removed once it has finished
+    simulation/        the same of a simulation, which has no policy and no ledger
 
 Only its owner can access it. Nothing in it is encrypted.
 """
@@ -27,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from attestation.config import dumps, hexadecimal, option, text, to_plain
+from attestation.config import dumps, flag, hexadecimal, option, text, to_plain
 from attestation.durable import write_durably
 from fedlearn import config
 from fedlearn.errors import ConfigError, TransportError
@@ -52,6 +54,7 @@ class About:
     ``tee``     the kind of evidence of the simulated machines
     ``digest``  that of the job's file as it was when the run began, 32 bytes
     ``bundle``  SHA-256 of the app's bundle
+    ``simulated``  whether attestation, TLS and sealing were left out (``fedlearn simulate``)
     """
 
     job: str = option(config.name())
@@ -59,6 +62,7 @@ class About:
     tee: str = option(text())
     digest: bytes = option(hexadecimal(32))
     bundle: bytes = option(hexadecimal(32))
+    simulated: bool = option(flag(), default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,11 @@ class RunFolder:
             with contextlib.suppress(ConfigError):
                 return cls.create(base / f"{about.job}-{number}", about)
         raise ConfigError("holds too many runs", where=str(base), hint="remove old ones")
+
+    @staticmethod
+    def next_below(base: Path, job: str) -> Path:
+        """Return the next path ``NAME-N`` below ``base`` for a run of a job; it does not exist."""
+        return base / f"{job}-{_newest(base, job) + 1}"
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -160,6 +169,11 @@ class RunFolder:
     def federation(self) -> Path:
         """The folder with the states of coordinator and sites, until the run has finished."""
         return self.path / "federation"
+
+    @property
+    def simulation(self) -> Path:
+        """The folder with the state of a simulation, until it has finished."""
+        return self.path / "simulation"
 
     def events(self) -> Iterator[tuple[Event, int]]:
         """Yield the events so far, each with its time in milliseconds since 1970.

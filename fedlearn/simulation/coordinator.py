@@ -20,10 +20,10 @@ from fedlearn.errors import FedlearnError
 from fedlearn.job.events import KINDS, Event, Log, PrivacySpent
 from fedlearn.job.seeds import node_number
 from fedlearn.privacy import Budget
-from fedlearn.simulation import checkpoints
-from fedlearn.simulation.calls import Backend, ClientCall, Pending
+from fedlearn.simulation.clients.calls import Backend, ClientCall, Pending
 from fedlearn.simulation.hooks import Arrays, Call, Hook, sees_rounds
-from fedlearn.simulation.memories import Memories
+from fedlearn.simulation.kept import checkpoints
+from fedlearn.simulation.kept.memories import Memories
 from fedlearn.simulation.messages import Answer, Question, as_answer
 from fedlearn.simulation.schedule import Schedule
 from fedlearn.update.frames import frames_length
@@ -224,7 +224,9 @@ class SimulatedCoordinator:
         """Make all calls of a round, and show its updates to the hooks together."""
         round_, kind = self._open[id_][1].round, self._open[id_][1].kind
         together = [
-            each for each, (_, call) in self._open.items() if (call.round, call.kind) == (round_, kind)
+            each
+            for each, (_, call) in self._open.items()
+            if (call.round, call.kind) == (round_, kind)
         ]
         for each in together:
             self._answered[each] = self._answer(each)
@@ -337,5 +339,3 @@ def _round_of(content: Any, parts: int) -> int:
         if record.name == CALL:
             return int(record.values["round"])
     return 0
-
-

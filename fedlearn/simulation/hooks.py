@@ -63,5 +63,3 @@ class Hook:
 def sees_rounds(hook: Hook) -> bool:
     """Return whether a hook looks at all updates of a round at once."""
     return type(hook).round_answered is not Hook.round_answered
-
-

@@ -70,7 +70,7 @@ class InOrder:
     timed = False
 
     def __init__(self) -> None:
-        self.clock: _Standing = _Standing()
+        self.clock: Clock = _StillClock()
         self._open: dict[str, None] = {}
         self._listed = 0
 
@@ -107,7 +107,7 @@ class InOrder:
         """There is nothing to restore."""
 
 
-class _Standing:
+class _StillClock:
     """A clock that moves only when somebody waits for nothing."""
 
     def __init__(self) -> None:

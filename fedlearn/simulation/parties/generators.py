@@ -11,23 +11,28 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = ["AGGREGATOR", "APPLICATION", "CLIENT", "Parties"]
 
-APPLICATION = "application"
-AGGREGATOR = "aggregator"
-CLIENT = "client"
+APPLICATION: Final = "application"
+AGGREGATOR: Final = "aggregator"
+CLIENT: Final = "client"
+_IDENTITY: Final = ("_task_id", "_run_id", "_node_id")
+"""Not by the public names, which raise where nothing was set."""
 
 
 class Parties:
-    """Which party runs in this process. Not thread-safe."""
+    """Which party runs in this process; at first, and after all, the caller of the simulation.
+
+    Not thread-safe.
+    """
 
     def __init__(self) -> None:
-        self.now = APPLICATION
+        self.now = ""
         self._aside: dict[str, _State] = {}
 
     @contextlib.contextmanager
@@ -59,7 +64,7 @@ class _State:
     def __init__(self) -> None:
         self._random = random.getstate()
         self._numpy: Any = np.random.get_state(legacy=False)
-        self._identity = (TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id)
+        self._identity = {name: getattr(TaskIdentity, name) for name in _IDENTITY}
         torch: Any = sys.modules.get("torch")
         self._torch = None if torch is None else torch.get_rng_state()
         on_gpu = torch is not None and torch.cuda.is_initialized()
@@ -68,7 +73,8 @@ class _State:
     def put_back(self) -> None:
         random.setstate(self._random)
         np.random.set_state(self._numpy)
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self._identity
+        for name, value in self._identity.items():
+            setattr(TaskIdentity, name, value)
         torch: Any = sys.modules.get("torch")
         if self._torch is not None:
             torch.set_rng_state(self._torch)

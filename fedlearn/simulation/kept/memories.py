@@ -1,4 +1,4 @@
-"""What the clients of a simulation keep between calls: in memory up to a bound, all of it in a file.
+"""What the clients of a simulation keep between calls: in a file, and in memory up to a bound.
 
 The file is a log: each memory is appended, and the newest one of a client counts. A checkpoint
 names the length of the log, so that a run that is resumed finds the memories of that moment by

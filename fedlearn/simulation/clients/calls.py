@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from flwr.app import RecordDict
+
 from edge.client.flower.app_process import (
     Answer,
     AppLimits,
@@ -27,7 +29,6 @@ from fedlearn.errors import FedlearnError
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox.memory_file import Part
-from flwr.app import RecordDict
 
 __all__ = ["Backend", "ClientCall", "ClientResult", "Clients", "Pending"]
 
@@ -138,9 +139,7 @@ class Clients:
         names = Head.from_bytes(head).parts
         work = Work(id=call.id, head=head, objects=dict(zip(names, parts, strict=True)))
         flat = replies.reply(work)
-        return ClientResult(
-            frames=flat.frames(0), memory=replies.memory, lines=lines.taken()
-        )
+        return ClientResult(frames=flat.frames(0), memory=replies.memory, lines=lines.taken())
 
 
 def _charge_nothing(question: str) -> None:

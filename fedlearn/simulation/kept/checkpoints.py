@@ -2,7 +2,7 @@
 
 ``fedlearn-simulation/1 NUL | u64be length | JSON | model | tensors``. Model and tensors are
 safetensors documents; the JSON has their lengths, the state of the strategy, and where the memories
-of the clients were (:mod:`fedlearn.simulation.memories`).
+of the clients were (:mod:`fedlearn.simulation.kept.memories`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def read(path: Path) -> Kept | None:
     data = memoryview(path.read_bytes())
     start = len(_MAGIC) + _LENGTH.size
     try:
-        if data[: len(_MAGIC)] != _MAGIC:
+        if bytes(data[: len(_MAGIC)]) != _MAGIC:
             raise ValueError("it begins with other bytes")
         (length,) = _LENGTH.unpack(data[len(_MAGIC) : start])
         found = json.loads(bytes(data[start : start + length]))

@@ -1,0 +1,1 @@
+"""The clients of a simulation: one call, and where calls run."""

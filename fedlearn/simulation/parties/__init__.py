@@ -1,0 +1,1 @@
+"""The parties of a simulation in one process: their generators, modules, threads and output."""

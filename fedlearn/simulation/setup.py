@@ -1,0 +1,65 @@
+"""The file ``simulation.toml``: how many clients a simulation has, and of which data.
+
+>>> from fedlearn import config
+>>> source = b'''
+... [clients]
+... count = 100
+... [data]
+... source = "fashion-mnist"
+... partition = "dirichlet"
+... alpha = 0.5
+... '''
+>>> setup = config.read(SimulationSetup, source, where="simulation.toml")
+>>> setup.clients.count, setup.data.partition
+(100, 'dirichlet')
+
+The page is docs/how-to/simulate.md.
+"""
+
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from attestation.config import option, table, whole
+from fedlearn import config
+from fedlearn.data.setup import DataSetup
+
+__all__ = ["MAX_CLIENTS", "ClientsSetup", "SimulationSetup"]
+
+MAX_CLIENTS: Final = 10_000
+"""The most clients of one simulation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientsSetup:
+    """The clients of a simulation.
+
+    ``count``  how many there are, ``client-0000`` and so on, in place of the job's sites; 0 keeps
+               those
+    """
+
+    count: int = option(whole(0, MAX_CLIENTS), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationSetup:
+    """What a simulation has beside the job.
+
+    ``clients``  in place of the job's sites
+    ``data``     of the clients; without it, each has a folder below the folder ``data``
+    """
+
+    clients: ClientsSetup = option(table(ClientsSetup), factory=ClientsSetup)
+    data: DataSetup | None = option(table(DataSetup), default=None)
+
+    @classmethod
+    def load(cls, path: Path) -> SimulationSetup:
+        """Read the file. Relative paths in it start from its folder.
+
+        :raises ConfigError: naming file, line and key of everything that is wrong.
+        """
+        return config.read_file(cls, path)
