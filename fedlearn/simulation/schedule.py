@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
 from fedlearn.clock import Clock
@@ -118,3 +119,10 @@ class _StillClock:
 
     def sleep(self, seconds: float) -> None:
         self._now += max(0.0, seconds)
+
+    def resume(self, moment: float) -> None:
+        self._now = max(self._now, moment)
+
+    def at(self, moment: float) -> AbstractContextManager[float]:
+        del moment
+        return nullcontext(self._now)
