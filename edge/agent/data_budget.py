@@ -220,7 +220,7 @@ def new_charge(config: SiteConfig, spec: JobSpec, place: str, assignment: str) -
         ),
         place=place,
         privacy=None if unbounded(config, spec) else spec.privacy,
-        reserved=spec.rounds,
+        reserved=spec.rounds if spec.privacy is None else spec.privacy.participations(spec.rounds),
         assignment=assignment,
     )
 

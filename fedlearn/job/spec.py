@@ -45,6 +45,7 @@ from fedlearn.config import NAME
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.job.constraints.parts import (
     default_quorum,
+    faults_of_cohort,
     faults_of_logs,
     faults_of_privacy,
     faults_of_root,
@@ -170,7 +171,11 @@ class JobSpec:
             *faults_of_versions(self.strategy, self.sites, self.placement, self.quorum),
         ]
         if self.privacy is not None:
-            faults += faults_of_privacy(self.strategy, self.aggregation, self.compression)
+            faults += faults_of_privacy(
+                self.privacy, self.strategy, self.aggregation, self.compression
+            )
+            quorum = self.quorum or self.placement.choose or len(self.sites)
+            faults += faults_of_cohort(self.privacy, self.sites, self.placement, quorum)
         if self.app_logs == "sealed":
             faults += faults_of_logs(self.owner_key, private=self.privacy is not None)
         if faults:

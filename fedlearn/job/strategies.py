@@ -177,6 +177,7 @@ BY_MALICIOUS: Final = frozenset({"bulyan", "krum", "multikrum"})
 STREAMING: Final = MEAN_FAMILY | {"fednova", "scaffold"}
 """The strategies that keep no single update: they add each to exact means when it arrives."""
 
+
 _NOWHERE: Final = ReadContext(toml.Source(table={}, lines={}), "", Path())
 
 
@@ -194,11 +195,17 @@ def option_fault(name: str, option: str, value: object) -> str:
     return ""
 
 
-def privacy_fault(name: str) -> str:
+def privacy_fault(name: str, *, updates: bool = False) -> str:
     """Return why ``[privacy]`` excludes a strategy; empty where it does not.
+
+    :param updates: whether the update of each site is private by itself, so that whatever is
+        made of all of them is post-processing (Dwork and Roth 2014, proposition 2.1). Otherwise
+        only the noised mean of a round is private.
 
     >>> privacy_fault("scaffold")
     'needs a number of each site beside the mean, which [privacy] does not let out'
+    >>> privacy_fault("krum"), privacy_fault("krum", updates=True)
+    ('needs the updates of single sites', '')
     """
     if name in MEAN_FAMILY:
         return ""
@@ -209,7 +216,9 @@ def privacy_fault(name: str) -> str:
             "makes a version of differences to several models, and the accounting is that of "
             "rounds, in which all sites train the same one"
         )
-    return "needs the updates of single sites"
+    if not updates:
+        return "needs the updates of single sites"
+    return "" if name != "qfedavg" else "needs the loss of each site, which [privacy] keeps there"
 
 
 def ineffective_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:

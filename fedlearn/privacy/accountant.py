@@ -49,6 +49,8 @@ class Spent:
             f"round{'' if self.rounds == 1 else 's'}; unit: {spec.unit} ({spec.adjacency}); "
             f"sampling: {spec.sampling_text}; accountant: {spec.accountant}"
         )
+        if spec.noise_text:
+            text += f"; {spec.noise_text}"
         if spec.insecure_deterministic_noise:
             text += "; NO GUARANTEE: the noise is derived from the job's seed"
         if spec.insecure_exact_metrics:
@@ -77,18 +79,22 @@ def epsilon(spec: PrivacySpec, rounds: int) -> float:
     Use :func:`spent` for output that people read. Raises
     :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
     """
-    return _epsilon(spec, rounds)
+    return _epsilon(spec, spec.participations(rounds))
 
 
-def spent(spec: PrivacySpec, rounds: int) -> Spent:
+def spent(spec: PrivacySpec, rounds: int, *, updates: int | None = None) -> Spent:
     """Return what ``rounds`` rounds cost together.
+
+    ``updates`` is in how many of them the site took part that did so most often; by default
+    what the sampling of the spec allows for rounds one after the other.
 
     >>> spec = PrivacySpec(clip=1.0, noise_multiplier=1.5, epsilon=8.0, delta=1e-5)
     >>> cost = spent(spec, rounds=5)
     >>> round(cost.epsilon, 3), cost.delta
     (7.532, 1e-05)
     """
-    return Spent(epsilon=epsilon(spec, rounds), delta=spec.delta, rounds=rounds, spec=spec)
+    found = epsilon(spec, rounds) if updates is None else _epsilon(spec, updates)
+    return Spent(epsilon=found, delta=spec.delta, rounds=rounds, spec=spec)
 
 
 @lru_cache(maxsize=32)
@@ -128,7 +134,9 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
     1.43
     """
     return calibrated(
-        lambda multiplier: costs(replace(spec, noise_multiplier=multiplier), rounds),
+        lambda multiplier: costs(
+            replace(spec, noise_multiplier=multiplier), spec.participations(rounds)
+        ),
         epsilon=spec.epsilon,
         delta=spec.delta,
         accountant=spec.accountant,
@@ -136,24 +144,24 @@ def noise_multiplier_for(spec: PrivacySpec, rounds: int) -> float:
     )
 
 
-def costs(spec: PrivacySpec, rounds: int) -> dict[Cost, int]:
-    """Return the releases of ``rounds`` rounds, as the accountant counts them.
+def costs(spec: PrivacySpec, updates: int) -> dict[Cost, int]:
+    """Return what so many updates of one site cost, as the accountant counts them.
 
-    Raises :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
+    Raises :class:`fedlearn.errors.PrivacyError` for a number that is out of range.
     """
-    if not 0 <= rounds <= MAX_ROUNDS:
-        raise PrivacyError(f"{rounds} rounds cannot be accounted for; at most {MAX_ROUNDS}")
-    return {Cost(spec.noise_multiplier): rounds}
+    if not 0 <= updates <= MAX_ROUNDS:
+        raise PrivacyError(f"{updates} rounds cannot be accounted for; at most {MAX_ROUNDS}")
+    return {Cost(spec.noise_multiplier): updates}
 
 
 def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> float:
-    """Return the epsilon at ``delta`` of several jobs on the same data, each of so many rounds.
+    """Return the epsilon at ``delta`` of several jobs on the same data, each of so many updates.
 
     The composition is that of Renyi differential privacy, whatever accountant the jobs name.
     The bound limits how well the outputs distinguish the data from no contribution at all: each
     adjacency of :mod:`fedlearn.privacy.spec` covers these two cases.
 
-    Raises :class:`fedlearn.errors.PrivacyError` for a number of rounds that is out of range.
+    Raises :class:`fedlearn.errors.PrivacyError` for a number of updates that is out of range.
     """
     total: Counter[Cost] = Counter()
     for spec, count in parts:
@@ -162,5 +170,5 @@ def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> 
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(spec: PrivacySpec, rounds: int) -> float:
-    return composed(costs(spec, rounds), spec.accountant, spec.delta)
+def _epsilon(spec: PrivacySpec, updates: int) -> float:
+    return composed(costs(spec, updates), spec.accountant, spec.delta)

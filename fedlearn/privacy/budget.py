@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from fedlearn.errors import PrivacyError
 from fedlearn.privacy.accountant import Spent, noise_multiplier_for, rounds_within, spent
@@ -21,19 +22,20 @@ class Budget:
     (:meth:`server.jobs.job_channel.JobChannelHandler.charge`).
 
     ``charged`` are the releases that were charged before, from the ``privacy`` entries of the
-    ledger.
+    ledger; a mapping to their rounds where the sites take turns (``sampling = "cyclic"``).
     """
 
-    def __init__(self, spec: PrivacySpec, charged: Iterable[int] = ()) -> None:
+    def __init__(self, spec: PrivacySpec, charged: Iterable[int] | Mapping[int, int] = ()) -> None:
         self.spec = spec
-        self._charged = {_checked(number) for number in charged}
+        rounds = charged if isinstance(charged, Mapping) else dict.fromkeys(charged)
+        self._charged = {_checked(each): self._group(round_) for each, round_ in rounds.items()}
         self._lock = threading.Lock()
 
     @property
     def spent(self) -> Spent:
         """The cost of the releases so far."""
         with self._lock:
-            return spent(self.spec, len(self._charged))
+            return self._cost(self._charged)
 
     @property
     def releases(self) -> int:
@@ -41,26 +43,37 @@ class Budget:
         with self._lock:
             return len(self._charged)
 
-    def charge(self, release: int) -> Spent:
+    def charge(self, release: int, round: int | None = None) -> Spent:  # noqa: A002
         """Charge a release and return what is spent with it; call it before the release.
 
-        Raises :class:`fedlearn.errors.PrivacyError`, and charges nothing, when the budget
-        would be exceeded.
+        ``round`` is needed where the sites take turns: it states whose turn it is. Raises
+        :class:`fedlearn.errors.PrivacyError`, and charges nothing, when the budget would be
+        exceeded.
         """
         number = _checked(release)
         with self._lock:
-            after = len(self._charged | {number})
-            cost = spent(self.spec, after)
+            after = {number: self._group(round)} | self._charged
+            cost = self._cost(after)
             if number not in self._charged and not cost.epsilon <= self.spec.epsilon:
-                so_far = spent(self.spec, len(self._charged))
+                so_far = self._cost(self._charged)
                 raise PrivacyError(
                     f"release {number} would exceed the privacy budget of epsilon "
                     f"{self.spec.epsilon:g}: it would make {cost}; spent so far: {so_far}",
                     hint="the job ends; more rounds need more noise or a larger epsilon, "
                     "in a new job",
                 )
-            self._charged.add(number)
+            self._charged = after
             return cost
+
+    def _group(self, round: int | None) -> int:  # noqa: A002
+        if round is None and self.spec.groups is not None:
+            raise PrivacyError("a release in which sites take turns is charged with its round")
+        return self.spec.group(round or 1)
+
+    def _cost(self, charged: Mapping[int, int]) -> Spent:
+        """Return the cost for the sites that took part most often."""
+        most = max(Counter(charged.values()).values(), default=0)
+        return spent(self.spec, len(charged), updates=most)
 
     @staticmethod
     def require(spec: PrivacySpec, rounds: int) -> Spent:

@@ -98,6 +98,8 @@ class GridNoise:
     ``sensitivity``  L2 distance of two neighbouring sums
     ``secret``       at least 32 bytes, used for this job only
     ``purpose``      separates the rounds of the job
+    ``grid``         the grid, where several parties need the same one; ``sensitivity`` includes
+                     then what rounding to it adds
 
     The noise depends on the sum as well as on secret and purpose, like the nonce of a
     deterministic signature (RFC 6979): the same sum gets the same noise, so running a round again
@@ -109,6 +111,7 @@ class GridNoise:
     sensitivity: float
     secret: bytes = field(repr=False)
     purpose: bytes
+    grid: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("multiplier", "sensitivity"):
@@ -119,14 +122,17 @@ class GridNoise:
     @property
     def standard_deviation(self) -> float:
         """Standard deviation of the noise on each number of the sum."""
-        return self.multiplier * self.sensitivity * (1 + GRID_SLACK)
+        slack = GRID_SLACK if self.grid is None else 0.0
+        return self.multiplier * self.sensitivity * (1 + slack)
 
     def apply(self, delta: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         """Return the sum with noise, every number a multiple of the grid."""
         count = sum(array.size for array in delta.values())
         if count == 0:
             raise PrivacyError("there is nothing to add noise to")
-        grid = 2.0 ** math.floor(math.log2(self.sensitivity * GRID_SLACK / math.sqrt(count)))
+        grid = self.grid
+        if grid is None:
+            grid = 2.0 ** math.floor(math.log2(self.sensitivity * GRID_SLACK / math.sqrt(count)))
         largest = max((float(np.max(np.abs(a))) for a in delta.values() if a.size), default=0.0)
         if not largest + 10 * self.standard_deviation < grid * _EXACT:
             raise PrivacyError(

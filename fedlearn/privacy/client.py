@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fedlearn.privacy.chain import Chain, Clip
-from fedlearn.privacy.difference import add_back_towards, difference
+from fedlearn.privacy.chain import Chain, Clip, l2_norm
+from fedlearn.privacy.difference import add_back, add_back_towards, difference
+from fedlearn.privacy.noise import GaussianStream, round_bytes
+from fedlearn.privacy.shares import ClientNoise
 from fedlearn.privacy.spec import PrivacySpec
 from fedlearn.update.arrays import Array, check_like
 
@@ -25,29 +27,60 @@ class ClientPrivacy:
     """
 
     spec: PrivacySpec
-    chain: Chain
+    secret: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def from_spec(cls, spec: PrivacySpec) -> ClientPrivacy:
-        """Return the client's side of ``spec``."""
-        return cls(spec=spec, chain=Chain((Clip(spec.clip),)))
+    def from_spec(cls, spec: PrivacySpec, secret: bytes = b"") -> ClientPrivacy:
+        """Return the client's side of ``spec``.
+
+        ``secret`` is from :func:`fedlearn.privacy.noise_secret`, for the mechanisms whose noise
+        the clients add. Raises :class:`fedlearn.errors.PrivacyError` where it is needed and has
+        fewer than 32 bytes.
+        """
+        if spec.noised_by_clients:
+            GaussianStream(secret)
+        return cls(spec=spec, secret=secret)
 
     def outgoing(
-        self, update: Mapping[str, Array], reference: Mapping[str, Array]
+        self,
+        update: Mapping[str, Array],
+        reference: Mapping[str, Array],
+        *,
+        clip: float | None = None,
+        round: int = 0,  # noqa: A002 the word for it everywhere else
     ) -> dict[str, Array]:
         """Return what may leave: ``reference`` plus the clipped ``update - reference``.
 
         ``reference`` is the global model that the client received. The result has its names,
-        types and shapes, and differs from it by an L2 norm of at most ``spec.clip`` over all
-        arrays together, exactly: numbers are rounded towards the reference. Arrays that are
-        not floating-point are not changed. The inputs are not changed.
+        types and shapes. Arrays that are not floating-point are not changed, nor are the inputs.
+
+        Without noise of its own, the result differs from the reference by an L2 norm of at most
+        ``clip`` (None: that of the spec) over all arrays together, exactly: numbers are rounded
+        towards the reference. With noise, the client's noise for ``round`` is added to every
+        number before it is rounded; the same difference gets the same noise.
 
         Raises :class:`fedlearn.errors.UpdateRejected` when the update does not match the
         reference, :class:`fedlearn.errors.PrivacyError` when it contains NaN or infinity.
         """
         check_like(update, reference)
-        clipped = self.chain.apply(difference(update, reference))
-        return add_back_towards(clipped, reference)
+        chain = Chain((Clip(self.spec.clip if clip is None else clip),))
+        clipped = chain.apply(difference(update, reference))
+        if not self.spec.noised_by_clients:
+            return add_back_towards(clipped, reference)
+        noise = ClientNoise.of(self.spec, reference)
+        step = noise.step(self.secret, b"client" + round_bytes(round))
+        return add_back(step.apply(clipped), reference)
+
+    def within(
+        self, update: Mapping[str, Array], reference: Mapping[str, Array], clip: float
+    ) -> bool:
+        """Return whether the difference is within ``clip`` as it is.
+
+        It may leave the client as one bit of :mod:`fedlearn.privacy.adaptive` only. Raises as
+        :meth:`outgoing`.
+        """
+        check_like(update, reference)
+        return l2_norm(difference(update, reference)) <= clip
 
     def outgoing_weight(self, examples: int) -> int:
         """Return 1, the weight of every site.

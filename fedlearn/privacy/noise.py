@@ -13,6 +13,7 @@ IEEE 754 rounds exactly (+ - * / and the square root), the logarithm included; n
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 import numpy as np
@@ -24,12 +25,13 @@ from numpy.typing import NDArray
 from attestation.length_prefixed import pack
 from fedlearn.errors import PrivacyError
 
-__all__ = ["SECRET_BYTES", "GaussianStream", "inverse_normal"]
+__all__ = ["SECRET_BYTES", "GaussianStream", "inverse_normal", "round_bytes"]
 
 SECRET_BYTES: Final = 32
 _SALT: Final = b"fedlearn-noise/1"
 _WORD: Final = np.dtype("<u8")
 _BLOCK: Final = 1 << 15
+_MAX_ROUND: Final = 2**32
 _SPLIT: Final = 0.425
 _TAIL: Final = 5.0
 
@@ -138,6 +140,16 @@ class GaussianStream:
         """Return the next ``count`` uniform 64-bit numbers, from which deviates are made."""
         data = self._keystream.update(bytes(count * _WORD.itemsize))
         return np.frombuffer(data, _WORD).astype(np.uint64)
+
+
+def round_bytes(round: int) -> bytes:  # noqa: A002 the word for it everywhere else
+    """Return the number of a round, or of a stage, as a part of a purpose.
+
+    Raises :class:`fedlearn.errors.PrivacyError` for a number that none has.
+    """
+    if not 0 <= round < _MAX_ROUND:
+        raise PrivacyError(f"{round} is not the number of a round")
+    return struct.pack(">Q", round)
 
 
 def inverse_normal(probability: NDArray[np.float64]) -> NDArray[np.float64]:

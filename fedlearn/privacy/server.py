@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,22 +13,24 @@ from numpy.typing import NDArray
 
 from fedlearn.errors import PrivacyError, UpdateRejected
 from fedlearn.job.seeds import derive
+from fedlearn.privacy.adaptive import next_clip
 from fedlearn.privacy.chain import Chain, GridNoise, l2_norm
 from fedlearn.privacy.difference import add_back, difference, is_floating, spacing
-from fedlearn.privacy.noise import SECRET_BYTES, GaussianStream
+from fedlearn.privacy.noise import SECRET_BYTES, GaussianStream, round_bytes
+from fedlearn.privacy.shares import ClientNoise, GridSum
 from fedlearn.privacy.spec import PrivacySpec
 from fedlearn.update.arrays import Array, check_like
 
 __all__ = ["ServerPrivacy", "noise_secret"]
 
 _TOLERANCE: Final = 1 + 1e-9
-_MAX_ROUND: Final = 2**32
 
 
-def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
+def noise_secret(spec: PrivacySpec, *, seed: int | None = None, site: str = "") -> bytes:
     """Return the 32-byte noise secret of a new job, from the operating system's generator.
 
-    Draw it once per job and keep it sealed next to the job's state: a resumed job needs it
+    ``site`` is empty for the coordinator's, and the name of the site for that of a client. Draw
+    it once per job and keep it sealed next to the job's state: a resumed job needs it
     to produce the same bits, and with it the noise can be subtracted. If the spec has
     ``insecure_deterministic_noise``, it is derived from the job's ``seed`` instead.
     """
@@ -40,7 +41,7 @@ def noise_secret(spec: PrivacySpec, *, seed: int | None = None) -> bytes:
             "insecure_deterministic_noise needs the seed of the job",
             hint="set seed in the job, or remove insecure_deterministic_noise",
         )
-    return derive(seed, "insecure deterministic noise", length=SECRET_BYTES)
+    return derive(seed, "insecure deterministic noise", *filter(None, [site]), length=SECRET_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,11 @@ class ServerPrivacy:
         GaussianStream(secret)
         return cls(spec=spec, secret=secret)
 
+    @property
+    def first_clip(self) -> float | None:
+        """The clip of the first round where it follows the updates, else None."""
+        return None if self.spec.clip_quantile is None else self.spec.clip
+
     def cohort(self, sites: Sequence[str], round: int) -> tuple[str, ...]:  # noqa: A002
         """Draw the sites of a round as the accountant assumes.
 
@@ -73,7 +79,9 @@ class ServerPrivacy:
         ordered = sorted(set(sites))
         if self.spec.sampling == "full":
             return tuple(ordered)
-        words = GaussianStream(self.secret, b"cohort", _round_bytes(round)).words(len(ordered))
+        if self.spec.groups is not None:
+            return tuple(ordered[self.spec.group(round) :: self.spec.groups])
+        words = GaussianStream(self.secret, b"cohort", round_bytes(round)).words(len(ordered))
         drawn = [int(word) for word in words]
         if self.spec.sampling == "poisson":
             limit = int((self.spec.sampling_rate or 0.0) * 2**64)
@@ -85,13 +93,27 @@ class ServerPrivacy:
         shuffled = sorted(range(len(ordered)), key=lambda index: drawn[index])
         return tuple(ordered[index] for index in sorted(shuffled[: self.spec.sample_size]))
 
-    def check(self, update: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
-        """Check that an update was clipped; raises UpdateRejected stating its norm."""
+    def check(
+        self,
+        update: Mapping[str, Array],
+        reference: Mapping[str, Array],
+        *,
+        clip: float | None = None,
+    ) -> None:
+        """Check that an update was clipped; raises UpdateRejected stating its norm.
+
+        ``clip`` is that of the round; None: that of the spec. Where clients add the noise, the
+        bound includes it.
+        """
         check_like(update, reference)
         norm = l2_norm(difference(update, reference))
-        if not norm <= self.spec.clip * _TOLERANCE:
+        bound = self.spec.clip if clip is None else clip
+        noise = ""
+        if self.spec.noised_by_clients:
+            bound, noise = ClientNoise.of(self.spec, reference).bound, " and noise"
+        if not norm <= bound * _TOLERANCE:
             raise UpdateRejected(
-                f"the update has a norm of {norm:.6g}; clip is {self.spec.clip:g}",
+                f"the update has a norm of {norm:.6g}; clip{noise} is {bound:g}",
                 hint="the client did not apply the privacy of its job",
             )
 
@@ -116,6 +138,7 @@ class ServerPrivacy:
         *,
         stage: int = 1,
         asked: int | None = None,
+        clip: float | None = None,
     ) -> dict[str, Array]:
         """Return the mean with noise, in the types and shapes of ``reference``.
 
@@ -125,7 +148,8 @@ class ServerPrivacy:
         gets Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` on every
         number, and is divided by :meth:`denominator` of ``asked``, the number of sites that
         the round asked (None: ``cohort_size``). ``stage`` counts the strategies that a job
-        started; equal sums of two stages get independent noise. The sensitivity is enlarged by
+        started; equal sums of two stages get independent noise. ``clip`` is that of the round, None
+        that of the spec. The sensitivity is enlarged by
         what rounding can add. Arrays that are not floating-point stay as they are in the
         reference. The inputs are not changed, and the same inputs give the same bits.
 
@@ -151,27 +175,76 @@ class ServerPrivacy:
         total = difference(mean, reference)
         for array in total.values():
             array *= float(cohort_size)
-        slack = self._rounding_slack(mean, reference, asked)
-        norm, bound = l2_norm(total), self.spec.clip * cohort_size
+        clip = self.spec.clip if clip is None else clip
+        slack = self._rounding_slack(mean, reference, asked, clip)
+        norm, bound = l2_norm(total), clip * cohort_size
         if not norm <= bound * _TOLERANCE + slack:
             raise PrivacyError(
                 f"round {round}: the sum has a norm of {norm:.6g}; {cohort_size} updates clipped "
-                f"to {self.spec.clip:g} cannot add up to more than {bound:.6g}",
+                f"to {clip:g} cannot add up to more than {bound:.6g}",
                 hint="every client must clip, and the mean must weigh all sites alike",
             )
         noise = GridNoise(
-            multiplier=self.spec.noise_multiplier,
-            sensitivity=self.spec.sensitivity + slack,
+            multiplier=self.spec.update_multiplier,
+            sensitivity=self.spec.sensitivity / self.spec.clip * clip + slack,
             secret=self.secret,
-            purpose=b"release" + _round_bytes(stage) + _round_bytes(round),
+            purpose=b"release" + round_bytes(stage) + round_bytes(round),
         )
         noised = Chain((noise,)).apply(total)
         for array in noised.values():
             array /= divisor
         return add_back(noised, reference)
 
+    def after_sum(
+        self,
+        total: GridSum,
+        reference: Mapping[str, Array],
+        *,
+        asked: int,
+    ) -> dict[str, Array]:
+        """Return the mean of updates to which their clients have added the noise.
+
+        ``asked`` as for :meth:`after_mean`. Raises :class:`fedlearn.errors.PrivacyError` when
+        fewer clients than ``shares`` of the spec have added their noise: the sum has too little.
+        """
+        if not total.updates <= asked:
+            raise PrivacyError(f"{total.updates} updates of {asked} sites that were asked")
+        if total.updates < (self.spec.shares or 1):
+            raise PrivacyError(
+                f"{total.updates} of {asked} clients have added their share of the noise, and the "
+                f"guarantee needs {self.spec.shares or 1}",
+                hint="the round is not released; lower shares in a new job, or ask more sites",
+            )
+        divisor = self.denominator(asked)
+        return add_back({name: each / divisor for name, each in total.total().items()}, reference)
+
+    def next_clip(
+        self,
+        clip: float,
+        *,
+        within: int,
+        answered: int,
+        asked: int,
+        round: int,  # noqa: A002
+        stage: int = 1,
+    ) -> float:
+        """Return the clip of the next round; see :mod:`fedlearn.privacy.adaptive`."""
+        return next_clip(
+            self.spec,
+            clip,
+            within=within,
+            answered=answered,
+            divisor=self.denominator(asked),
+            secret=self.secret,
+            purpose=b"clip" + round_bytes(stage) + round_bytes(round),
+        )
+
     def _rounding_slack(
-        self, mean: Mapping[str, Array], reference: Mapping[str, Array], cohort_size: int
+        self,
+        mean: Mapping[str, Array],
+        reference: Mapping[str, Array],
+        cohort_size: int,
+        clip: float,
     ) -> float:
         """Return a bound of the distance that rounding can add between two neighbouring sums.
 
@@ -182,7 +255,7 @@ class ServerPrivacy:
         for name, base in reference.items():
             if is_floating(base) and base.size:
                 reach = np.abs(difference({name: base}, {name: np.zeros_like(base)})[name])
-                reach += self.spec.clip
+                reach += clip
                 unit: NDArray[np.float64] = spacing(reach, mean[name].dtype)
                 unit += 4 * np.spacing(reach)
                 parts.append(float(np.sum(np.square(unit))))
@@ -190,9 +263,3 @@ class ServerPrivacy:
         if not math.isfinite(slack):
             raise PrivacyError("the global model has numbers beyond the range of its own type")
         return slack
-
-
-def _round_bytes(round: int) -> bytes:  # noqa: A002
-    if not 0 <= round < _MAX_ROUND:
-        raise PrivacyError(f"{round} is not the number of a round")
-    return struct.pack(">Q", round)

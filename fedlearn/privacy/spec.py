@@ -4,7 +4,8 @@
 ::
 
     [privacy]
-    mechanism = "central-gaussian"   # clip in each client's TEE, noise in the coordinator's
+    mechanism = "central-gaussian"   # clip in each client's TEE, noise in the coordinator's;
+                                     # or "distributed-gaussian" or "local-gaussian"
     unit = "site"                    # what is protected: everything one site contributes
     adjacency = "zero-out"           # "zero-out", "add-or-remove" or "replace-one"
     clip = 1.0                       # L2 bound on a site's whole update in one round
@@ -12,10 +13,22 @@
     epsilon = 8.0                    # the budget of the whole job
     delta = 1e-5
     accountant = "rdp"               # or "pld"
-    sampling = "full"                # "full", "poisson" (sampling_rate) or "fixed" (sample_size)
+    sampling = "full"                # "full", "poisson" (sampling_rate), "fixed" (sample_size)
+                                     # or "cyclic" (groups)
 
 *Unit.* One client represents one site, so the unit is the site: the guarantee hides the whole
 contribution of a site, and not only one record.
+
+*Mechanism.* Clients clip in each of them, outside of user code. They differ in whose noise it is:
+
+``central-gaussian``      the aggregator adds it to the sum. It sees the updates.
+``distributed-gaussian``  each client adds its share, ``1 / sqrt(shares)`` of the standard
+                          deviation. The sum of ``shares`` updates has the noise of the central
+                          mechanism, and no party sees the sum without it (Kairouz et al. 2021,
+                          arXiv:2102.06387). A round with fewer updates is not released.
+``local-gaussian``        each client adds all of it, so that its update alone has the guarantee
+                          (Kasiviswanathan et al. 2008, arXiv:0803.0924). The mean of n sites has
+                          ``1 / sqrt(n)`` of that noise, not ``1 / n``.
 
 *Adjacency* defines which two cases an observer cannot distinguish:
 
@@ -31,7 +44,12 @@ The noise on the sum has the standard deviation ``noise_multiplier * sensitivity
 *Sampling.* ``full``: every site takes part in every round. ``poisson``: each site joins a
 round independently with probability ``sampling_rate``. ``fixed``: ``sample_size`` of
 ``population`` sites, without replacement. No amplification is credited: it holds
-only for observers who do not know which sites were drawn, and the ledger names them.
+only for observers who do not know which sites were drawn, and the ledger names them. ``cyclic``:
+the sites are parted into ``groups``, and round t is that of group t modulo ``groups``. A site
+takes part in one of ``groups`` rounds and is charged for these only; nothing is drawn.
+
+*Adaptive clip.* With ``clip_quantile`` the clip of a round follows the norms of the updates
+(Andrew et al. 2021, arXiv:1905.03871); see :mod:`fedlearn.privacy.adaptive`.
 
 The page is docs/how-to/choose-epsilon-and-clip.md.
 """
@@ -55,9 +73,11 @@ from attestation.config import (
     whole,
 )
 from fedlearn import config
+from fedlearn.privacy.constraints import problem
 
 __all__ = ["MINIMUM_NOISE_MULTIPLIER", "PrivacySpec"]
 
+MECHANISMS: Final = ("central-gaussian", "distributed-gaussian", "local-gaussian")
 MINIMUM_NOISE_MULTIPLIER: Final = 0.05
 _MAX_SITES: Final = 10**9
 
@@ -82,7 +102,13 @@ class PrivacySpec:
     ``sampling_rate``     for ``poisson``: probability of a site to be drawn
     ``sample_size``       for ``fixed``: sites drawn in a round, out of ``population``
     ``population``        for ``fixed``: sites that are drawn from
+    ``groups``            for ``cyclic``: into how many the sites are parted
     ``expected_cohort``   public denominator of the mean; None: the size of the cohort
+    ``shares``            for ``distributed-gaussian``: updates that a release needs, see above
+    ``clip_quantile``     the part of the updates that is to be within the clip; None: ``clip`` is
+                          the same in every round
+    ``clip_rate``         learning rate of the logarithm of the clip
+    ``clip_noise``        standard deviation of the noise on the number of sites within the clip
     ``insecure_deterministic_noise``
         derive the noise from the job's seed, so that two deployments agree to the bit. There is
         no guarantee then: with the seed, the noise can be subtracted.
@@ -122,11 +148,11 @@ class PrivacySpec:
             expected="a number in [1e-15, 0.5), far below 1/sites",
         )
     )
-    mechanism: str = option(choice("central-gaussian"), default="central-gaussian", required=True)
+    mechanism: str = option(choice(*MECHANISMS), default="central-gaussian", required=True)
     unit: str = option(choice("site"), default="site")
     adjacency: str = option(choice("zero-out", "add-or-remove", "replace-one"), default="zero-out")
     accountant: str = option(choice("rdp", "pld"), default="rdp")
-    sampling: str = option(choice("full", "poisson", "fixed"), default="full")
+    sampling: str = option(choice("full", "poisson", "fixed", "cyclic"), default="full")
     sampling_rate: float | None = option(
         number(math.ulp(0), 1, expected="a probability in (0, 1]"), default=None
     )
@@ -135,12 +161,19 @@ class PrivacySpec:
     expected_cohort: float | None = option(
         number(1e-6, 1e9, expected="a positive number of sites (1e-6 to 1e9)"), default=None
     )
+    shares: int | None = option(whole(1, _MAX_SITES), default=None)
+    groups: int | None = option(whole(2, _MAX_SITES), default=None)
+    clip_quantile: float | None = option(
+        number(0.01, 0.99, expected="a part of the sites, from 0.01 to 0.99"), default=None
+    )
+    clip_rate: float = option(number(1e-3, 10), default=0.2)
+    clip_noise: float | None = option(_positive(), default=None)
     insecure_deterministic_noise: bool = option(flag(), default=False)
     insecure_exact_metrics: bool = option(flag(), default=False)
 
     def __post_init__(self) -> None:
-        if problem := _sampling_problem(self) or _denominator_problem(self):
-            key, message = problem
+        if found := problem(self):
+            key, message = found
             raise InconsistentValues(((key,), message))
 
     @classmethod
@@ -157,13 +190,60 @@ class PrivacySpec:
 
         Two equal specs give equal mappings, so it can enter a canonical digest.
         """
-        values = sorted(dataclasses.asdict(self).items())
-        return {key: value for key, value in values if value is not None}
+        values = dataclasses.asdict(self)
+        for key, usual in _LATER.items():
+            if values[key] == usual:
+                del values[key]  # so that tables without it keep the digest of earlier releases
+        return {key: value for key, value in sorted(values.items()) if value is not None}
 
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity of the sum of clipped updates under the adjacency."""
         return 2 * self.clip if self.adjacency == "replace-one" else self.clip
+
+    @property
+    def noised_by_clients(self) -> bool:
+        """Whether clients add the noise, and not the aggregator."""
+        return self.mechanism != "central-gaussian"
+
+    @property
+    def updates_are_private(self) -> bool:
+        """Whether the update of each site has the guarantee by itself, and not only their mean."""
+        return self.mechanism == "local-gaussian"
+
+    @property
+    def client_multiplier(self) -> float:
+        """Standard deviation of the noise of one client over the sensitivity; 0 for none."""
+        if self.mechanism == "distributed-gaussian":
+            return self.noise_multiplier / math.sqrt(self.shares or 1)
+        return self.noise_multiplier if self.noised_by_clients else 0.0
+
+    @property
+    def update_multiplier(self) -> float:
+        """Standard deviation of the noise on the updates over the sensitivity.
+
+        It is ``noise_multiplier``, or more where a part of the budget is spent on the adaptive
+        clip: ``(z^-2 - (2 clip_noise)^-2)^(-1/2)`` (Andrew et al. 2021, theorem 1).
+        """
+        if self.clip_noise is None:
+            return self.noise_multiplier
+        rest = self.noise_multiplier**-2 - (2 * self.clip_noise) ** -2
+        return 1 / math.sqrt(rest)
+
+    def group(self, round: int) -> int:  # noqa: A002 the word for it everywhere else
+        """Return the group of sites that takes part in a round, from 0; 0 where all may."""
+        return (round - 1) % self.groups if self.groups is not None else 0
+
+    def participations(self, rounds: int) -> int:
+        """Return in how many of so many rounds one after the other a site takes part at most."""
+        return rounds if self.groups is None else math.ceil(rounds / self.groups)
+
+    @property
+    def noise_text(self) -> str:
+        """Whose noise it is as text; empty where it is the aggregator's."""
+        if self.mechanism == "distributed-gaussian":
+            return f"noise: shares of at least {self.shares} clients"
+        return "noise: each client its own" if self.noised_by_clients else ""
 
     @property
     def sampling_text(self) -> str:
@@ -178,47 +258,17 @@ class PrivacySpec:
                 f"{self.sample_size} of {self.population} sites without replacement, "
                 "draw in the ledger, no amplification"
             )
+        if self.sampling == "cyclic":
+            return f"each site in one of {self.groups} rounds, no amplification"
         return "full participation, no amplification"
+
+
+_LATER: Final = {
+    "clip_rate": 0.2,
+}
+"""Keys with a default that the first release did not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     privacy: PrivacySpec = option(table(PrivacySpec))
-
-
-def _sampling_problem(spec: PrivacySpec) -> tuple[str, str] | None:
-    if spec.sampling == "poisson":
-        if spec.sampling_rate is None:
-            return "sampling_rate", 'missing; sampling = "poisson" needs a probability'
-    elif spec.sampling_rate is not None:
-        return "sampling_rate", f'only for sampling = "poisson", not "{spec.sampling}"'
-    if spec.sampling == "fixed":
-        if spec.sample_size is None or spec.population is None:
-            missing = "sample_size" if spec.sample_size is None else "population"
-            return missing, 'missing; sampling = "fixed" needs sample_size and population'
-        if spec.sample_size > spec.population:
-            return "sample_size", (
-                f"{spec.sample_size} of {spec.population} sites cannot be drawn without replacement"
-            )
-    else:
-        for key in ("sample_size", "population"):
-            if getattr(spec, key) is not None:
-                return key, f'only for sampling = "fixed", not "{spec.sampling}"'
-    return None
-
-
-def _denominator_problem(spec: PrivacySpec) -> tuple[str, str] | None:
-    expected = spec.expected_cohort
-    if spec.sampling == "fixed" and expected not in (None, spec.sample_size):
-        return "expected_cohort", "is sample_size if the sample has a fixed size"
-    if expected is None and spec.adjacency == "add-or-remove":
-        return "expected_cohort", (
-            'missing; under "add-or-remove" the size of the cohort is itself private, so the '
-            "mean is taken over a public number"
-        )
-    if expected is None and spec.sampling == "poisson":
-        return "expected_cohort", (
-            "missing; under Poisson sampling the mean is taken over a public number, "
-            "sampling_rate times the number of sites"
-        )
-    return None

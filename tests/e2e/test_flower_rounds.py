@@ -295,6 +295,45 @@ def test_privacy_is_applied_outside_of_user_code(
     assert models[0] == models[1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "strategy"),
+    [
+        ({"mechanism": "distributed-gaussian", "shares": 2}, "app"),
+        ({"clip_quantile": 0.5, "clip_noise": 1.0}, "app"),
+        ({"mechanism": "local-gaussian"}, "geomedian"),
+    ],
+)
+def test_each_place_of_the_noise_and_each_clip_runs_to_the_end(
+    federation: FlowerFederation, bundle: bytes, changes: dict[str, Any], strategy: str
+) -> None:
+    from fedlearn.privacy import PrivacySpec
+
+    spec = PrivacySpec(clip=0.5, noise_multiplier=1.0, epsilon=100.0, delta=1e-5, **changes)
+    sites = 3 if strategy == "geomedian" else 2
+    plan = make_plan(
+        bundle,
+        job=f"place-{strategy}-{len(changes)}",
+        sites=sites,
+        rounds=2,
+        quorum=sites,
+        strategy=strategy,
+        privacy=spec,
+        noise_secret=b"s" * 32,
+    )
+    host, channel = federation.host(plan)
+    for site in plan.spec.sites:
+        federation.client(plan, site)
+    host.start()
+    outcome = ended(host, 60)
+    host.close()
+    assert outcome is not None
+    assert outcome.status == "finished", outcome
+    assert len(channel.checkpoints) == 2
+    received = channel.of("update.received")
+    assert len(received) == 2 * sites
+    assert {(fields["examples"], tuple(fields["metrics"])) for fields in received} == {(1, ())}
+
+
 def test_a_crash_while_sites_evaluate_releases_nothing_new(
     federation: FlowerFederation, tmp_path: Path
 ) -> None:

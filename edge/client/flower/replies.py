@@ -49,7 +49,8 @@ from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
-from fedlearn.privacy import ClientPrivacy
+from fedlearn.privacy import ClientPrivacy, noise_secret
+from fedlearn.privacy.adaptive import WITHIN, checked_clip
 from fedlearn.sandbox.memory_file import same_bytes
 
 __all__ = ["WITHHELD", "ClientPlan", "Memory", "Replies"]
@@ -74,7 +75,8 @@ class ClientPlan:
     ``node_config`` is passed to the app, with the place of the site's data for example. ``data`` is
     where the app may read the site's data. ``patience`` is for how many seconds the coordinator may
     be unreachable. ``filters`` are those of the site, and ``filter_secret`` that of their noise,
-    random by default (:class:`edge.client.flower.filters.UpdateFilters`).
+    random by default (:class:`edge.client.flower.filters.UpdateFilters`). ``noise_secret`` is what
+    the noise of the job's ``[privacy]`` is made from here, random by default.
     """
 
     spec: JobSpec
@@ -87,6 +89,7 @@ class ClientPlan:
     limits: AppLimits = field(default_factory=AppLimits)
     filters: tuple[FilterSpec, ...] = ()
     filter_secret: bytes = field(default=b"", repr=False)
+    noise_secret: bytes = field(default=b"", repr=False)
 
     @property
     def weighted_by(self) -> str:
@@ -135,7 +138,14 @@ class Replies:
         self._plan = plan
         self._directory = directory
         privacy = plan.spec.privacy
-        self._privacy = None if privacy is None else ClientPrivacy.from_spec(privacy)
+        self._privacy = (
+            None
+            if privacy is None
+            else ClientPrivacy.from_spec(
+                privacy,
+                plan.noise_secret or noise_secret(privacy, seed=plan.spec.seed, site=plan.site),
+            )
+        )
         self._charge = charge
         self._compressor: UpdateCompressor | None = None
         if plan.spec.compression.active:
@@ -210,7 +220,9 @@ class Replies:
             asked = unpack(message.content, max_bytes=limit)
             answer = self._filtered(self._called(work, call, kind), asked, kind)
             answer = unpack(answer, max_bytes=limit)
-            outgoing = self._private(privacy, answer, asked, kind)
+            train = kind.split(".")[0] == MessageType.TRAIN
+            clip = checked_clip(privacy.spec, config.get("clip")) if train else privacy.spec.clip
+            outgoing = self._private(privacy, answer, asked, call.round if train else None, clip)
             outgoing = self._compressed(outgoing, asked, call, kind)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
             self._note(error, "the app's answer does not leave")
@@ -316,26 +328,37 @@ class Replies:
         self._log.deliver(self._round)
 
     def _private(
-        self, privacy: ClientPrivacy, content: RecordDict, asked: RecordDict, kind: str
+        self,
+        privacy: ClientPrivacy,
+        content: RecordDict,
+        asked: RecordDict,
+        training: int | None,
+        clip: float,
     ) -> RecordDict:
-        """Make the reply that may leave under privacy; no name in it comes from the app."""
-        found = RecordDict()
+        """Make the reply that may leave under privacy; no name in it comes from the app.
+
+        :param training: the round, where the question is to train.
+        """
+        found, counted = RecordDict(), dict[str, int]()
         updates = list(records_of(content, ArrayRecord).values())
         metrics = records_of(content, MetricRecord)
         name, reference = next(iter(records_of(asked, ArrayRecord).items()), ("", None))
         if updates:
-            if reference is None or kind.split(".")[0] != MessageType.TRAIN:
+            if reference is None or training is None:
                 raise UpdateRejected("under privacy, arrays leave in the answer to training only")
             if len(updates) > 1:
                 raise UpdateRejected("under privacy, an update is one ArrayRecord")
-            found[name] = record_of(privacy.outgoing(arrays_of(updates[0]), arrays_of(reference)))
+            update, base = arrays_of(updates[0]), arrays_of(reference)
+            if privacy.spec.clip_quantile is not None:
+                counted[WITHIN] = int(privacy.within(update, base, clip))
+            found[name] = record_of(privacy.outgoing(update, base, clip=clip, round=training))
         if len(metrics) > 1:
             raise UpdateRejected("under privacy, metrics are one MetricRecord")
         for record in metrics.values():
             key = self._plan.weighted_by
             others = {each: value for each, value in record.items() if each != key}
             weight = {key: privacy.outgoing_weight(0)}
-            found[_METRICS] = MetricRecord(privacy.outgoing_metrics(others) | weight)
+            found[_METRICS] = MetricRecord(privacy.outgoing_metrics(others) | weight | counted)
         return found
 
     def failure(self, work: Work, reason: str) -> Flat:

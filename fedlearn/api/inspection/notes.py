@@ -120,7 +120,9 @@ def _options(spec: JobSpec, started: tuple[StartedStrategy, ...]) -> Iterator[st
         if spec.strategy.name != APP:
             continue
         # The job's own options are checked where the job is read.
-        if spec.privacy is not None and (fault := privacy_fault(name)):
+        if spec.privacy is not None and (
+            fault := privacy_fault(name, updates=spec.privacy.updates_are_private)
+        ):
             yield f"{where}{name} {fault}, so [privacy] refuses it"
         elif few := too_few_updates(name, options, spec.quorum):
             yield f"{where}{few}"

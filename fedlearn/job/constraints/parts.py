@@ -17,11 +17,13 @@ from fedlearn.job.constraints.robust_rules import root_fault
 from fedlearn.job.placement import Placement
 from fedlearn.job.strategies import APP, MEAN_FAMILY, privacy_fault
 from fedlearn.job.tables import AggregationSpec, StrategySpec
+from fedlearn.privacy.spec import PrivacySpec
 
 __all__ = [
     "MAX_NAMES_BYTES",
     "Fault",
     "default_quorum",
+    "faults_of_cohort",
     "faults_of_logs",
     "faults_of_privacy",
     "faults_of_root",
@@ -86,15 +88,18 @@ def default_quorum(strategy: StrategySpec, sites: Sequence[str], placement: Plac
 
 
 def faults_of_privacy(
-    strategy: StrategySpec, aggregation: AggregationSpec, compression: CompressionSpec
+    privacy: PrivacySpec,
+    strategy: StrategySpec,
+    aggregation: AggregationSpec,
+    compression: CompressionSpec,
 ) -> Iterator[Fault]:
     """Yield what a job with ``[privacy]`` must not have."""
-    fault = "" if strategy.name == APP else privacy_fault(strategy.name)
+    private = privacy.updates_are_private
+    fault = "" if strategy.name == APP else privacy_fault(strategy.name, updates=private)
     if fault:
         yield (
             ("strategy", "name"),
-            f'"{strategy.name}" {fault}, and [privacy] releases the noised mean only; use '
-            f"{', '.join(sorted(MEAN_FAMILY))}, or remove [privacy]",
+            f'"{strategy.name}" {fault}; use {", ".join(sorted(MEAN_FAMILY))}, or remove [privacy]',
         )
     if aggregation.visible:
         yield (
@@ -104,6 +109,35 @@ def faults_of_privacy(
         )
     for key, fault in compression.private_faults():
         yield ("compression", key), fault
+    if compression.active and (privacy.noised_by_clients or privacy.clip_quantile is not None):
+        yield (
+            ("compression", "update"),
+            "cannot be together with noise of the clients or an adaptive clip: an encoded update "
+            "would not be the one that they bound; remove [compression], or use mechanism = "
+            '"central-gaussian" with a fixed clip',
+        )
+
+
+def faults_of_cohort(
+    privacy: PrivacySpec, sites: Sequence[str], placement: Placement, quorum: int
+) -> Iterator[Fault]:
+    """Yield what contradicts the number of sites that a round of a private job has."""
+    most = placement.choose or len(sites)
+    if privacy.groups is not None and privacy.groups > most:
+        yield ("privacy", "groups"), f"must be at most the {most} sites, not {privacy.groups}"
+        return
+    smallest = most // (privacy.groups or 1)
+    if privacy.shares is not None and privacy.shares > smallest:
+        yield (
+            ("privacy", "shares"),
+            f"must be at most the {smallest} sites of a round, not {privacy.shares}",
+        )
+    elif privacy.shares is not None and quorum < privacy.shares:
+        yield (
+            ("quorum",),
+            f"is {quorum}, below the {privacy.shares} shares of noise that [privacy] needs: a "
+            f"round with fewer updates is not released; set quorum = {privacy.shares} or more",
+        )
 
 
 def faults_of_logs(owner_key: str, *, private: bool) -> Iterator[Fault]:

@@ -330,6 +330,7 @@ def _rules(plan: JobPlan) -> Rules:
         visible=spec.aggregation.visible and spec.strategy.name == APP,
         site_filters=spec.aggregation.site_filters == "accept",
         exact_metrics=spec.privacy is not None and spec.privacy.insecure_exact_metrics,
+        adaptive_clip=spec.privacy is not None and spec.privacy.clip_quantile is not None,
         blind=plan.noise_secret,
         compression=spec.compression,
     )

@@ -39,6 +39,7 @@ from fedlearn.privacy import ServerPrivacy
 from fedlearn.update.arrays import Array, check_like
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.mean import MAX_WEIGHT, ExactMean, whole_weight
+from server.flower.aggregation.private_mean import PrivateMean, check_private
 from server.flower.aggregation.robust.blocks import as_type
 from server.flower.aggregation.robust.rules import RULES, RoundInput
 from server.flower.aggregation.strategies.classes import class_of
@@ -84,7 +85,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         travels: Callable[[str], bool] = lambda name: True,
         sites: int = 0,
     ) -> None:
-        if privacy is not None and (fault := privacy_fault(name)):
+        private = privacy is not None and privacy.spec.updates_are_private
+        if privacy is not None and (fault := privacy_fault(name, updates=private)):
             raise PrivacyError(
                 f"{name} {fault}",
                 hint=f"under [privacy] use one of {', '.join(sorted(MEAN_FAMILY))}",
@@ -106,6 +108,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self.streams = name in STREAMING
         self._site_count = sites
         self.stage = 1
+        self.clip: float | None = None if privacy is None else privacy.first_clip
         self._grid: JobGrid | None = None
         self._model: dict[str, Array] = {}
         self._travels = travels
@@ -124,6 +127,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self._grid = cast("JobGrid", grid)
         self._model = arrays_of(arrays)
         self._part = self._travelling(self._model)
+        self._grid.clip = self.clip
         if self.privacy is not None and not list(grid.get_node_ids()):
             return []
         if isinstance(self.inner, MeanStrategy):
@@ -181,7 +185,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         own = self._own
-        mean = ExactMean(self._part if own is None else own.layout())
+        mean = self._empty_mean(self._part if own is None else own.layout())
         received: list[Message] = []
         asked = 0
         for message in replies:
@@ -205,13 +209,17 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         metrics = self._metrics(self._alike(received, train=True))
         return self._optimised(server_round, arrays), metrics
 
-    def _add(self, mean: ExactMean, content: RecordDict) -> None:
+    def _empty_mean(self, layout: Mapping[str, Array]) -> ExactMean | PrivateMean:
+        if self.privacy is None:
+            return ExactMean(layout)
+        return PrivateMean(self.privacy, layout, clip=self.clip, stage=self.stage)
+
+    def _add(self, mean: ExactMean | PrivateMean, content: RecordDict) -> None:
         arrays = self._travelling(self._update(content))
         weight = whole_weight(self._weight(content))
-        if self.privacy is not None:
-            if weight != 1:
-                raise UpdateRejected("under privacy every update weighs 1")
-            self.privacy.check(arrays, self._part)
+        if isinstance(mean, PrivateMean):
+            mean.add(arrays, weight, records_of(content, MetricRecord))
+            return
         if self._own is None:
             mean.add(arrays, weight)
             return
@@ -235,23 +243,20 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             }
         )
 
-    def _result(self, mean: ExactMean, server_round: int, asked: int) -> dict[str, Array] | None:
-        own, updates = self._own, mean.updates
-        if self.privacy is None:
-            if not updates or not mean.weight:
-                return None
-            found = mean.result(wide=own is not None, release=True)
-            counted = float(updates)
-        else:
-            found = self.privacy.after_mean(
-                mean.result(wide=True, release=True) if updates else self._part,
-                self._part,
-                updates,
-                server_round,
-                stage=self.stage,
-                asked=asked,
-            )
+    def _result(
+        self, mean: ExactMean | PrivateMean, server_round: int, asked: int
+    ) -> dict[str, Array] | None:
+        own = self._own
+        if isinstance(mean, PrivateMean):
+            assert self.privacy is not None
+            found = mean.result(server_round, asked)
+            self.clip = mean.next_clip
             counted = self.privacy.denominator(asked)
+        elif mean.updates and mean.weight:
+            counted = float(mean.updates)  # before the sum is released
+            found = mean.result(wide=own is not None, release=True)
+        else:
+            return None
         if own is not None:
             found = own.next_model(found, counted)
             found = {name: _typed(found[name], like) for name, like in self._part.items()}
@@ -341,8 +346,10 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         if message.has_error():
             return False
         try:
-            self._single(message.content)
-            whole_weight(self._weight(message.content))
+            single = self._single(message.content)
+            weight = whole_weight(self._weight(message.content))
+            if self.privacy is not None:
+                check_private(self.privacy, self._travelling(single), self._part, weight)
             self._loss(message.content)
         except UpdateRejected as error:
             self._refuse(message, str(error))

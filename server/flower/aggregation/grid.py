@@ -56,6 +56,8 @@ class JobGrid(Grid):  # type: ignore[misc]
 
     ``updates`` are those of the present round, ``validator`` checks replies, and ``clock``
     measures deadlines.
+    ``updates`` are those of the present round, ``validator`` checks replies, ``clip`` is that of
+    the round where it follows the updates.
     """
 
     def __init__(self, coordinator: Coordinator, rules: Rules, clock: Clock = REAL) -> None:
@@ -73,6 +75,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         self.updates = RoundUpdates(coordinator, rules)
         self.validator = UpdateValidator(rules, self.updates)
         self.streams = False
+        self.clip: float | None = None
 
     # Rounds
 
@@ -203,6 +206,8 @@ class JobGrid(Grid):  # type: ignore[misc]
             self._calls += 1
         number = (self.updates.round or self._calls) if version is None else version + 1
         call = ConfigRecord({"round": number, "driven": driven})
+        if self.clip is not None:
+            call["clip"] = self.clip
         packer = Packer()
         specs: dict[int, Spec | None] = {}
         sent: list[Message] = []

@@ -33,12 +33,16 @@ class ReplyChecks:
     :param max_bytes: the most bytes that one packed record may unpack to.
     :param any_model: take arrays of other names, types and shapes than the model's.
     :param metrics: let metrics and configuration pass; False leaves arrays and the weight.
+    :param counted: metrics that pass all the same, because the strategy counts them.
     """
 
-    def __init__(self, *, max_bytes: int, any_model: bool, metrics: bool) -> None:
+    def __init__(
+        self, *, max_bytes: int, any_model: bool, metrics: bool, counted: tuple[str, ...] = ()
+    ) -> None:
         self._max_bytes = max_bytes
         self._any_model = any_model
         self._metrics = metrics
+        self._counted = counted
         self.weighted_by = "num-examples"
         self.types: Mapping[str, str] = {}
 
@@ -95,9 +99,8 @@ class ReplyChecks:
             if isinstance(record, ArrayRecord):
                 found[name] = record
             elif isinstance(record, MetricRecord):
-                weight = record.get(self.weighted_by)
-                kept = {} if weight is None else {self.weighted_by: weight}
-                found[name] = MetricRecord(kept)
+                passing = (self.weighted_by, *self._counted)
+                found[name] = MetricRecord({key: record[key] for key in passing if key in record})
         return found
 
     def _check_weight(self, content: RecordDict, most: int) -> None:

@@ -31,6 +31,7 @@ class Rules:
     visible: bool = False
     site_filters: bool = True
     exact_metrics: bool = False
+    adaptive_clip: bool = False
     blind: bytes = field(default=b"", repr=False)
     compression: CompressionSpec = field(default_factory=CompressionSpec)
 

@@ -23,6 +23,7 @@ from fedlearn.app.flower import FILTERED, inflate, metadata_of
 from fedlearn.app.message import UNKNOWN
 from fedlearn.config.filters import FILTER_KINDS, MOST_FILTERS
 from fedlearn.errors import FedlearnError, UpdateRejected
+from fedlearn.privacy.adaptive import WITHIN
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
 from server.flower.aggregation.update_decoder import UpdateDecoder
@@ -71,6 +72,7 @@ class UpdateValidator:
             max_bytes=rules.max_update_bytes,
             any_model=rules.visible,
             metrics=not rules.private or rules.exact_metrics,
+            counted=(WITHIN,) if rules.adaptive_clip else (),
         )
         self.most_examples: Mapping[str, int] = {}
         self.added = False
@@ -149,6 +151,7 @@ class UpdateValidator:
     def _report(self, metrics: dict[str, float], asked: Asked, reply: Reply) -> None:
         if not asked.train:
             return
+        metrics.pop(WITHIN, None)  # for the sum of the round only
         examples = max(0, int(metrics.pop(self._checks.weighted_by, 0)))
         newest = self._updates.round - 1
         staleness = 0 if asked.version is None else newest - asked.version

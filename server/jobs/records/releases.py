@@ -25,10 +25,10 @@ class Releases:
         self._job = job
         self._ledger = ledger
         self._unreleased: tuple[int, int, str] | None = None
-        charged, last = list[int](), None
+        charged, last = dict[int, int](), None
         for last in ledger.entries(kind="privacy"):
             if last.body.get("job") == job:
-                charged.append(len(charged) + 1)
+                charged[len(charged) + 1] = int(str(last.body.get("round")))
                 self._unreleased = _attempt(last)
         self._budget = None if privacy is None else Budget(privacy, charged)
         for entry in ledger.entries(kind="checkpoint"):
@@ -46,7 +46,7 @@ class Releases:
         if attempt == self._unreleased:
             return None
         release = self._budget.releases + 1
-        spent = self._budget.charge(release)
+        spent = self._budget.charge(release, round_)
         # The entry precedes the release, so that a crash cannot spend budget without an entry.
         self._ledger.append(
             "privacy",

@@ -27,6 +27,16 @@ def test_a_job_is_charged_what_the_accountant_states(config: SiteConfig) -> None
     assert spent(config, kept.book()) == pytest.approx(epsilon(spec.privacy, 1))
 
 
+def test_a_job_in_which_sites_take_turns_reserves_the_turns_of_one(config: SiteConfig) -> None:
+    all_rounds = job(rounds=6)
+    assert all_rounds.privacy is not None
+    privacy = replace(all_rounds.privacy, sampling="cyclic", groups=2)
+    turns = replace(all_rounds, rounds=11, sites=("a", "b"), quorum=1, privacy=privacy)
+    kept = store(config)
+    kept.reserve(turns, place=place(config), assignment="a-1")
+    assert spent(config, kept.book()) == pytest.approx(epsilon(all_rounds.privacy, 6))
+
+
 def test_jobs_are_composed_and_the_one_that_does_not_fit_is_refused(config: SiteConfig) -> None:
     first, second = job("one", 6), job("two", 6)
     assert first.privacy is not None

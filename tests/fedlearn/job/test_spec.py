@@ -205,6 +205,46 @@ def test_under_privacy_a_strategy_needs_nothing_but_the_mean(name: str) -> None:
     assert _read(text[: text.index("[privacy]")]).strategy.name == name
 
 
+_SHARES = '"distributed-gaussian"\nshares = 2'
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ((_SHARES,), r"quorum: is 1, below the 2 shares"),
+        ((_SHARES.replace("= 2", "= 3"),), r"privacy\.shares: must be at most the 2 sites"),
+        (
+            ('"central-gaussian"\nsampling = "cyclic"\ngroups = 3',),
+            r"groups: must be at most the 2",
+        ),
+        (('"local-gaussian"\n[compression]\nupdate = "bf16"',), r"compression\.update: cannot be"),
+    ],
+)
+def test_a_round_has_the_sites_that_its_privacy_needs(changes: tuple[str], fault: str) -> None:
+    promise = FULL[FULL.index("[privacy]") :]
+    key, value = 'mechanism = "central-gaussian"\n', changes[0]
+    assert key in promise
+    own, _, more = value.partition("[compression]")
+    text = FULL.replace(key, f"mechanism = {own.rstrip()}\n")
+    text += f"\n[compression]{more}\n" if more else ""
+    with pytest.raises(ConfigError, match=fault):
+        _read(text)
+    assert _read(text.replace("quorum = 1", "quorum = 2")) if "shares = 2" in text else True
+
+
+@pytest.mark.parametrize("name", ["krum", "fedmedian"])
+def test_updates_that_are_private_by_themselves_may_go_into_any_rule(name: str) -> None:
+    text = (
+        FULL.replace('"fedprox"\noptions = { proximal_mu = 0.1 }', f'"{name}"')
+        .replace('["a", "b"]', '["a", "b", "c", "d", "e"]')
+        .replace("quorum = 1", "quorum = 5")
+        .replace('"central-gaussian"', '"local-gaussian"')
+    )
+    assert _read(text).strategy.name == name
+    with pytest.raises(ConfigError, match="needs the loss of each site"):
+        _read(text.replace(f'"{name}"', '"qfedavg"\noptions = { client_learning_rate = 0.1 }'))
+
+
 # --- strategies -----------------------------------------------------------------------
 
 _SEVEN = MINIMUM.replace('["a", "b"]', '["a", "b", "c", "d", "e", "f", "g"]')

@@ -28,6 +28,9 @@ POISSON: dict[str, object] = {
     "sampling_rate": 0.1,
     "expected_cohort": 10.0,
 }
+CYCLIC: dict[str, object] = {"sampling": "cyclic", "groups": 3}
+SHARES: dict[str, object] = {"mechanism": "distributed-gaussian", "shares": 3}
+ADAPTIVE: dict[str, object] = {"clip_quantile": 0.5, "clip_noise": 1.0}
 FIXED: dict[str, object] = {
     "sampling": "fixed",
     "sample_size": 10,
@@ -43,7 +46,10 @@ def spec(**changes: Any) -> PrivacySpec:
 # --- the table ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, POISSON, FIXED, {"accountant": "pld"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, POISSON, FIXED, CYCLIC, SHARES, ADAPTIVE, {"mechanism": "local-gaussian"}],
+)
 def test_a_table_is_read_and_written_back(changes: dict[str, object]) -> None:
     found = spec(**changes)
     assert found.clip == 1.0
@@ -99,6 +105,22 @@ def test_a_broken_table_names_file_key_and_remedy(key: str, value: object, word:
         (FIXED, {"sample_size": 101}),
         (FIXED, {"sample_size": 0}),
         (FIXED, {"expected_cohort": 11}),
+        (CYCLIC, {"groups": 1}),
+        (CYCLIC, {"sampling": "full"}),
+        ({"sampling": "cyclic"}, {}),
+        (SHARES, {"shares": 0}),
+        (SHARES, {"mechanism": "central-gaussian"}),
+        (SHARES, {"adjacency": "add-or-remove", "expected_cohort": 3.0}),
+        ({"mechanism": "distributed-gaussian"}, {}),
+        ({"mechanism": "local-gaussian"}, {"adjacency": "add-or-remove", "expected_cohort": 3.0}),
+        (ADAPTIVE, {"clip_quantile": 0}),
+        (ADAPTIVE, {"clip_quantile": float("nan")}),
+        (ADAPTIVE, {"clip_noise": 0.75}),
+        (ADAPTIVE, {"clip_rate": 0}),
+        (ADAPTIVE, {"mechanism": "local-gaussian"}),
+        ({"clip_quantile": 0.5}, {}),
+        ({"clip_noise": 1.0}, {}),
+        ({"clip_rate": 0.1}, {}),
     ],
 )
 def test_what_cannot_be_accounted_for_is_refused(
@@ -276,3 +298,27 @@ def test_a_job_that_cannot_be_paid_for_is_informed_what_would_do() -> None:
         Budget.require(spec(), 50)
     enough = float(caught.value.hint.rpartition("= ")[2])
     Budget.require(spec(noise_multiplier=enough), 50)
+
+
+# --- turns -------------------------------------------------------------------------------
+
+
+def test_sites_that_take_turns_are_charged_for_theirs() -> None:
+    turns, always = spec(**CYCLIC), spec()
+    assert epsilon(turns, 9) == epsilon(always, 3)
+    assert epsilon(turns, 10) == epsilon(always, 4)
+    assert rounds_within(turns) == 3 * rounds_within(always)
+    assert "one of 3 rounds" in str(spent(turns, 9))
+    budget = Budget(turns)
+    for number in range(1, 4):
+        assert budget.charge(number, number).epsilon == epsilon(always, 1)
+
+
+def test_a_turn_that_is_repeated_is_charged_twice() -> None:
+    turns, always = spec(**CYCLIC), spec()
+    # The job began again from round 1 after a crash: the first group took part twice.
+    budget = Budget(turns, {1: 1, 2: 2})
+    assert budget.spent.epsilon == epsilon(always, 1)
+    assert budget.charge(3, 1).epsilon == epsilon(always, 2)
+    with pytest.raises(PrivacyError, match="charged with its round"):
+        budget.charge(4)

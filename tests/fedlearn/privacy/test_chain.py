@@ -450,3 +450,11 @@ def test_the_secret_is_in_no_representation() -> None:
     for text in (repr(private), repr(grid_noise()), str(private)):
         assert repr(SECRET)[2:-1] not in text
         assert "secret" not in text
+
+
+def test_groups_take_turns_and_nobody_takes_part_twice() -> None:
+    private = server(sampling="cyclic", groups=3)
+    turns = [private.cohort(SITES[::-1], number) for number in range(1, 7)]
+    assert sorted(site for turn in turns[:3] for site in turn) == sorted(SITES)
+    assert turns[:3] == turns[3:]
+    assert {len(turn) for turn in turns} == {13, 14}

@@ -17,7 +17,8 @@ from fedlearn.app.array_records import arrays_of, record_of
 from fedlearn.errors import JobError, PrivacyError, QuorumNotReached
 from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.strategies import APP, MEAN_FAMILY, STRATEGIES, STREAMING
-from fedlearn.privacy import PrivacySpec, ServerPrivacy
+from fedlearn.privacy import ClientPrivacy, PrivacySpec, ServerPrivacy
+from fedlearn.privacy.adaptive import WITHIN
 from server.flower.aggregation.builtin import BuiltIn
 from server.flower.aggregation.robust.blocks import as_type
 from server.flower.aggregation.strategies.classes import CLASSES, check_classes, name_of
@@ -42,6 +43,7 @@ class Grid:
         self.quorum = quorum
         self.refused: dict[int, str] = {}
         self.noted: dict[int, str] = {}
+        self.clip: float | None = None
 
     def get_node_ids(self) -> list[int]:
         return list(range(1, 9))
@@ -207,6 +209,34 @@ def test_what_sees_single_updates_is_refused_under_privacy(name: str) -> None:
         BuiltIn(name, FEW, privacy=ServerPrivacy.from_spec(SPEC, bytes(32)))
 
 
+LOCAL = PrivacySpec(
+    mechanism="local-gaussian", clip=1.0, noise_multiplier=1.0, epsilon=100.0, delta=1e-5
+)
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - STREAMING - {"qfedavg"}))
+def test_what_is_private_by_itself_may_be_seen_one_by_one(name: str) -> None:
+    privacy, grid = ServerPrivacy.from_spec(LOCAL, bytes(32)), Grid()
+    sent = []
+    for node in range(1, 8):
+        client = ClientPrivacy.from_spec(LOCAL, bytes([node] * 32))
+        update = client.outgoing({"w": np.full(64, 0.1, np.float32), "n": MODEL["n"]}, MODEL)
+        metrics = {"num-examples": 1}
+        sent.append(reply(node, 0.0, metrics=metrics, arrays=record_of(update)))
+    arrays, _ = strategy(name, grid, privacy=privacy).aggregate_train(1, sent)
+    assert arrays is not None
+    assert grid.refused == {}
+    heavy = reply(8, 0.0, metrics={"num-examples": 2}, arrays=record_of(MODEL))
+    loud = _private(7, 100.0)
+    strategy(name, grid, privacy=privacy).aggregate_train(1, [*sent[:6], loud, heavy])
+    assert set(grid.refused) == {7, 8}
+
+
+def test_a_loss_does_not_leave_a_site_for_a_strategy() -> None:
+    with pytest.raises(PrivacyError, match="needs the loss of each site"):
+        BuiltIn("qfedavg", FEW, privacy=ServerPrivacy.from_spec(LOCAL, bytes(32)))
+
+
 @pytest.mark.parametrize("name", sorted(MEAN_FAMILY))
 def test_an_optimiser_sees_the_noised_mean_only(name: str) -> None:
     privacy = ServerPrivacy.from_spec(SPEC, hashlib.sha256(b"secret").digest())
@@ -232,6 +262,87 @@ def test_a_refused_update_does_not_change_the_denominator() -> None:
     assert abs(float(two["w"].mean()) - 0.05 * 2 / 4) < 6 * float(noise["w"].std()) / 8
     with pytest.raises(PrivacyError, match="2 updates of 1"):
         privacy.after_mean(mean, MODEL, 2, 1, asked=1)
+
+
+def _private(node: int, value: float, **counted: int) -> Message:
+    arrays = record_of({"w": np.full(64, value, np.float32), "n": MODEL["n"]})
+    return reply(node, value, metrics={"num-examples": 1, **counted}, arrays=arrays)
+
+
+def test_an_adaptive_clip_is_sent_moves_and_survives_a_checkpoint() -> None:
+    spec = PrivacySpec(
+        clip=1.0,
+        noise_multiplier=1.0,
+        epsilon=100.0,
+        delta=1e-5,
+        clip_quantile=0.5,
+        clip_noise=0.6,
+    )
+    privacy, grid = ServerPrivacy.from_spec(spec, bytes(32)), Grid()
+    made = strategy("fedavg", grid, privacy=privacy)
+    assert grid.clip == 1.0
+    replies = [_private(node, 0.01, **{WITHIN: 1}) for node in range(1, 9)]
+    arrays, metrics = made.aggregate_train(1, replies)
+    assert arrays is not None
+    assert made.clip == privacy.next_clip(1.0, within=8, answered=8, asked=8, round=1)
+    assert metrics is None or WITHIN not in metrics
+    again = strategy("fedavg", grid, privacy=privacy)
+    restore({"strategy": again}, capture({"strategy": made}))
+    assert again.clip == made.clip
+    again.configure_train(2, arrays, ConfigRecord(), grid)
+    assert grid.clip == made.clip
+
+
+def test_a_reply_without_its_bit_is_refused_under_an_adaptive_clip() -> None:
+    spec = PrivacySpec(
+        clip=1.0,
+        noise_multiplier=1.0,
+        epsilon=100.0,
+        delta=1e-5,
+        clip_quantile=0.5,
+        clip_noise=0.6,
+    )
+    privacy, grid = ServerPrivacy.from_spec(spec, bytes(32)), Grid()
+    made = strategy("fedavg", grid, privacy=privacy)
+    made.aggregate_train(1, [_private(1, 0.01), _private(2, 0.01, **{WITHIN: 1})])
+    assert list(grid.refused) == [1]
+    assert "0 or 1" in grid.refused[1]
+
+
+def test_the_mean_of_noised_updates_gets_no_more_noise_and_needs_its_shares() -> None:
+    spec = PrivacySpec(
+        mechanism="distributed-gaussian",
+        shares=3,
+        clip=1.0,
+        noise_multiplier=1.0,
+        epsilon=100.0,
+        delta=1e-5,
+    )
+    privacy = ServerPrivacy.from_spec(spec, bytes(32))
+    sent = []
+    for node in (1, 2, 3):
+        client = ClientPrivacy.from_spec(spec, bytes([node] * 32))
+        update = client.outgoing({"w": np.full(64, 0.1, np.float32), "n": MODEL["n"]}, MODEL)
+        metrics = {"num-examples": 1}
+        sent.append(reply(node, 0.0, metrics=metrics, arrays=record_of(update)))
+    mean = np.mean([message.content["arrays"]["w"].numpy() for message in sent], axis=0)
+    arrays, _ = strategy("fedavg", Grid(), privacy=privacy).aggregate_train(1, sent)
+    assert arrays is not None
+    assert arrays["w"].numpy() == pytest.approx(mean, abs=1e-3)
+    with pytest.raises(PrivacyError, match="2 of 2 clients"):
+        strategy("fedavg", Grid(), privacy=privacy).aggregate_train(
+            1, [_private(1, 0.01), _private(2, 0.01)]
+        )
+
+
+def test_the_noised_mean_is_around_the_mean_of_the_updates() -> None:
+    spec = PrivacySpec(clip=1.0, noise_multiplier=0.05, epsilon=1e6, delta=1e-5)
+    privacy = ServerPrivacy.from_spec(spec, bytes(32))
+    sent = [_private(node, 0.02 * node) for node in range(1, 6)]
+    arrays, _ = strategy("fedavg", Grid(), privacy=privacy).aggregate_train(1, sent)
+    assert arrays is not None
+    # The mean is 0.06, and that of 64 noises of 0.05 / 5 has a deviation of 0.00125.
+    assert float(arrays["w"].numpy().mean()) == pytest.approx(0.06, abs=0.008)
 
 
 def test_two_stages_get_independent_noise_and_a_repeated_attempt_the_same() -> None:
