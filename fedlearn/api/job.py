@@ -153,4 +153,5 @@ class Job:
             resume=resume,
             hooks=hooks,
             show=show or show_here(metric=self.spec.evaluate.metric),
+            again="`job.simulate(folder={folder!r}, resume=True)`",
         )

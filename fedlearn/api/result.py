@@ -76,6 +76,14 @@ class Result:
         return self.history.status
 
     @property
+    def insecure(self) -> str:
+        """What a run that was simulated has left out, in words; empty for another one."""
+        source = self._source
+        if not isinstance(source, FolderSource) or not source.folder.about.simulated:
+            return ""
+        return " ".join([source.facts().insecure, *source.facts().notes])
+
+    @property
     def folder(self) -> Path | None:
         """The folder that keeps a run of this machine; None for one at a coordinator."""
         return self._source.folder.path if isinstance(self._source, FolderSource) else None

@@ -7,25 +7,39 @@ from typing import Any, Final
 
 from fedlearn.api.result import Result
 from fedlearn.api.sources import FolderSource
-from fedlearn.errors import ConfigError
+from fedlearn.errors import ConfigError, Interrupted
 from fedlearn.results.run_folder import RunFolder
+from fedlearn.terminal.progress import Show
 
-__all__ = ["RUNS", "simulate_in_folder"]
+__all__ = ["INSECURE", "RUNS", "simulate_in_folder"]
 
+INSECURE: Final = "simulated: attestation, TLS, sealing and the sandboxes of apps are left out"
 RUNS: Final = Path("runs")
 """Where runs are kept if no folder is named."""
 
 
-def simulate_in_folder(job: Path, *, folder: Path | None, resume: bool, **more: Any) -> Result:
+def simulate_in_folder(
+    job: Path,
+    *,
+    folder: Path | None,
+    resume: bool,
+    show: Show,
+    again: str,
+    thin: bool = True,
+    **more: Any,
+) -> Result:
     """Simulate a job, write the report into the folder of the run, and return the result.
 
     :param job: its file.
     :param folder: of the run; without one ``runs/NAME-N`` with the next N, or with ``resume`` the
         newest.
+    :param again: how an interrupted run is continued, with ``{folder}`` in it.
+    :param thin: show one line in some seconds in place of one for each of many clients.
     :raises ConfigError: see :func:`fedlearn.simulation.simulate`, also for what else is raised.
     """
     from fedlearn.simulation import simulate
     from fedlearn.simulation.jobs import name_of
+    from fedlearn.simulation.progress import Thinned
 
     if folder is None:
         name = name_of(job)
@@ -36,7 +50,11 @@ def simulate_in_folder(job: Path, *, folder: Path | None, resume: bool, **more: 
             "does not exist", where=str(folder), hint="begin the run without --resume"
         )
     try:
-        simulate(job, folder=folder, resume=resume, **more)
+        simulate(job, folder=folder, resume=resume, show=Thinned(show) if thin else show, **more)
+    except Interrupted as interrupted:
+        raise Interrupted(
+            interrupted.message, hint=f"{again.format(folder=folder)} continues it"
+        ) from None
     finally:
         # Also of a run that did not finish well.
         if RunFolder.is_one(folder):

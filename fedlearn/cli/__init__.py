@@ -27,6 +27,9 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "demo": _noun(
             "demo.commands", "Train a model across attested sites on this machine.", "command"
         ),
+        "simulate": _noun(
+            "simulate.commands", "Run a job with simulated clients, without attestation.", "command"
+        ),
         "job": _noun("job.commands", "Write, check, submit and watch jobs."),
         "site": _noun("site", "Invite, show, approve, drain and remove sites."),
         "operator": _noun("operators", "Log in, and add or revoke operators of the coordinator."),

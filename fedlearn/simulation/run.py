@@ -261,7 +261,7 @@ class _Simulation:
         if error is not None:
             self._report(JobFailed(detail=str(error), hint=error.hint))
             raise error
-        folder, last = self.folder, coordinator.model
+        folder, last, left_out = self.folder, coordinator.model, insecure(self.job.spec)
         rounds = rounds_of(session.rounds.result, self._finished, self._real)
         metrics = dict(self._finished[max(self._finished)].metrics) if self._finished else {}
         model: dict[str, Any] = {}
@@ -271,10 +271,10 @@ class _Simulation:
             model = decode(document, max_bytes=len(document))
         self._report(
             JobFinished(
-                model="" if last is None else self.job.spec.name,
-                detail=""
+                # The field `model` names a sealed model, and there is none.
+                detail=left_out
                 if last is not None
-                else "the app ran no round, so that there is no model",
+                else f"the app ran no round, so that there is no model; {left_out}",
                 seconds=seconds,
                 metrics=metrics,
             )
@@ -282,7 +282,7 @@ class _Simulation:
         write_durably(folder.path / _HISTORY, history_json(rounds))
         shutil.rmtree(folder.simulation)
         return SimulatedRun(
-            folder=folder.path, model=model, history=rounds, insecure=insecure(self.job.spec)
+            folder=folder.path, model=model, history=rounds, insecure=left_out
         )
 
     def _remember(self) -> None:

@@ -23,6 +23,7 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
             "fedlearn data split fashion-mnist --partition dirichlet --clients 10 --out data"
         ),
         "fedlearn data show": "fedlearn data show data --plot data.png",
+        "fedlearn simulate": "fedlearn simulate job.toml --clients 100 --workers 4",
         "fedlearn bench": "fedlearn bench confidentiality",
         "fedlearn bench confidentiality": (
             "fedlearn bench confidentiality --app digits --rounds 10"

@@ -1,0 +1,1 @@
+"""``fedlearn simulate``: a job with simulated clients."""
