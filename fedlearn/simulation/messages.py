@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fedlearn.app.array_records import arrays_of, record_of, records_of
@@ -36,7 +37,7 @@ class Question:
     def with_arrays(self, arrays: Arrays) -> Question:
         """Return the question with another model."""
         content = _content(self.frames)
-        _replace(content, record_of(arrays))
+        _replace(content, _record(arrays))
         frames = _frames(content)
         head = replace(self.head, parts=Head.from_bytes(frames[0]).parts)
         return Question(head, [head.to_bytes(), *frames[1:]])
@@ -77,11 +78,13 @@ class Answer:
     def with_arrays(self, arrays: Arrays, asked: Arrays, compression: CompressionSpec) -> Answer:
         """Return the answer with other arrays, encoded as the job declares."""
         content = _content(self.frames)
-        record = record_of(arrays)
+        record = _record(arrays)
         known = next(iter(records_of(content, ArrayRecord).values()), None)
         only = None if known is None else next(iter(known.values()), None)
         if only is not None and only.stype == COMPRESSED:
-            record = packed(update.document(encode(arrays, asked, compression).arrays), COMPRESSED)
+            record = packed(
+                update.document(encode(arrays_of(record), asked, compression).arrays), COMPRESSED
+            )
         _replace(content, record)
         return Answer(_frames(content))
 
@@ -114,6 +117,11 @@ def _frames(content: RecordDict) -> list[Part]:
 def _first(content: RecordDict) -> Arrays:
     record = next(iter(records_of(content, ArrayRecord).values()), None)
     return {} if record is None else arrays_of(record)
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    """Return arrays of a hook; arithmetic on an array without dimensions gives a number."""
+    return record_of({name: np.asarray(array) for name, array in arrays.items()})
 
 
 def _replace(content: RecordDict, record: ArrayRecord) -> None:

@@ -25,6 +25,7 @@ from fedlearn.privacy import Budget, noise_secret
 from fedlearn.results.run_folder import About, Recorder, RunFolder
 from fedlearn.simulation.clients.calls import Backend, Clients
 from fedlearn.simulation.clients.in_process import InProcess
+from fedlearn.simulation.clients.workers import Workers, app_environment
 from fedlearn.simulation.coordinator import SimulatedCoordinator
 from fedlearn.simulation.folders import site_folders
 from fedlearn.simulation.hooks import Hook
@@ -178,7 +179,7 @@ class _Simulation:
                 self._remember()
             kept = checkpoints.read(state / _CHECKPOINT) if resume else None
             state.mkdir(mode=0o700, exist_ok=True)
-            open_.enter_context(threads(spec.resources.cpu))
+            open_.enter_context(threads(app_environment(spec)))
             memories = Memories(state, None if kept is None else kept.memories)
             open_.callback(memories.close)
             code = state / "code"
@@ -215,6 +216,12 @@ class _Simulation:
             return self._end(coordinator, session, time.monotonic() - started)
 
     def _backend(self, plan: JobPlan, installed: bundle.Installed, parties: Parties) -> Backend:
+        count = self.workers
+        if not count and int(plan.spec.resources.cpu) > 1:
+            # The aggregator has one thread, and such an app has more: it needs another process.
+            count = 1
+        if count:
+            return Workers(plan.spec, installed, run=plan.run_id, count=count)
         return InProcess(
             lambda: Clients(plan.spec, installed, run=plan.run_id),
             lambda: parties.entered(CLIENT),
@@ -281,9 +288,7 @@ class _Simulation:
         )
         write_durably(folder.path / _HISTORY, history_json(rounds))
         shutil.rmtree(folder.simulation)
-        return SimulatedRun(
-            folder=folder.path, model=model, history=rounds, insecure=left_out
-        )
+        return SimulatedRun(folder=folder.path, model=model, history=rounds, insecure=left_out)
 
     def _remember(self) -> None:
         for event, _ in self.folder.events():

@@ -25,7 +25,7 @@ from edge.client.flower.replies import ClientPlan, Memory, Replies
 from fedlearn.app.install import Installed
 from fedlearn.app.message import Head
 from fedlearn.app.tracebacks import app_traceback
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox.memory_file import Part
@@ -96,7 +96,7 @@ class Clients:
     """All clients of a job, in this process: the app is loaded once for all of them.
 
     :param installed: the unpacked app.
-    :raises FedlearnError: when the bundle has no ClientApp. What user code raises is not changed.
+    :raises JobError: when the app cannot be loaded, with the reason.
     """
 
     def __init__(self, spec: JobSpec, installed: Installed, *, run: int) -> None:
@@ -108,11 +108,17 @@ class Clients:
             cpu=spec.resources.cpu,
             memory_bytes=spec.resources.memory_mib * _MIB,
         )
-        self._app = LoadedApp(
-            installed,
-            seed=derive(spec.seed, "client", spec.sites[0], 0),
-            run_config=installed.run_config(spec.config),
-        )
+        try:
+            self._app = LoadedApp(
+                installed,
+                seed=derive(spec.seed, "client", spec.sites[0], 0),
+                run_config=installed.run_config(spec.config),
+            )
+        except FedlearnError:
+            raise
+        except Exception as error:
+            reason = app_traceback(error, installed.folder).reason
+            raise JobError(f"the app cannot be loaded: {reason}") from error
 
     def call(self, call: ClientCall) -> ClientResult:
         """Make one call, as the client of the field does."""

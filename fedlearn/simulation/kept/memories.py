@@ -22,7 +22,7 @@ from fedlearn.errors import StoreError
 from fedlearn.sandbox.memory_file import view_of
 from fedlearn.update import arrays as update
 
-__all__ = ["CACHE_BYTES", "Memories"]
+__all__ = ["CACHE_BYTES", "Memories", "pack_memory", "unpack_memory"]
 
 CACHE_BYTES: Final = 128 * 1024 * 1024
 """The most bytes of memories that are held in the process; the others are read when needed."""
@@ -30,7 +30,6 @@ CACHE_BYTES: Final = 128 * 1024 * 1024
 _HEAD: Final = struct.Struct(">II")
 _COMPACT_BYTES: Final = 64 * 1024 * 1024
 _MOST_PARTS: Final = 200_000
-_EMPTY: Final = Memory()
 
 
 class Memories:
@@ -78,18 +77,18 @@ class Memories:
         if data is None:
             place = self._places.get(client)
             if place is None:
-                return _EMPTY
+                return Memory()
             data = os.pread(self._file, place[1], place[0])
             self._hold(client, data)
         else:
             self._cache.move_to_end(client)
-        return _memory(data)
+        return unpack_memory(data or None)
 
     def put(self, client: int, memory: Memory) -> None:
         """Keep the memory of a client in place of its earlier one."""
-        if not memory.state and not memory.residual and client not in self._places:
+        data = pack_memory(memory) or b""
+        if not data and client not in self._places:
             return
-        data = _bytes(memory)
         entry = _HEAD.pack(client, len(data)) + data
         _write(self._file, entry, self._size)
         self._place(client, self._size + _HEAD.size, len(data))
@@ -167,14 +166,20 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _bytes(memory: Memory) -> bytes:
+def pack_memory(memory: Memory) -> bytes | None:
+    """Return what a client has kept as bytes; None when it is nothing."""
+    if not memory.state and not memory.residual:
+        return None
     parts = [bytes(view_of(part)) for part in memory.state]
     residual = update.encode(memory.residual) if memory.residual else b""
     head = json.dumps({"state": [*map(len, parts)], "residual": len(residual)}).encode()
     return b"".join([len(head).to_bytes(4, "big"), head, *parts, residual])
 
 
-def _memory(data: bytes) -> Memory:
+def unpack_memory(data: bytes | None) -> Memory:
+    """Return what :func:`pack_memory` packed; views of ``data``."""
+    if data is None:
+        return Memory()
     view = memoryview(data)
     start = 4 + int.from_bytes(data[:4], "big")
     head = json.loads(data[4:start])
@@ -183,9 +188,9 @@ def _memory(data: bytes) -> Memory:
         state.append(view[start : start + size])
         start += size
     residual = view[start : start + head["residual"]]
-    return Memory(
-        tuple(state),
+    kept = (
         update.decode(residual, max_bytes=len(residual), max_tensors=_MOST_PARTS)
         if len(residual)
-        else {},
+        else {}
     )
+    return Memory(tuple(state), kept)

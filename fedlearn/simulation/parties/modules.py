@@ -6,12 +6,11 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlearn.extras import load
-from fedlearn.sandbox import thread_environment
 
 __all__ = ["app_modules", "threads"]
 
@@ -41,26 +40,25 @@ def _of(names: set[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def threads(cpus: float) -> Iterator[None]:
-    """A context in which numerical libraries use as many threads as at a site, at least one.
+def threads(environment: Mapping[str, str]) -> Iterator[None]:
+    """A context in which numerical libraries of this process use one thread.
 
     The number of threads determines the order of additions, and so the last bits of sums; it must
     not be that of this machine. In the field the aggregator has one thread, and an app as many as
     the job's ``resources.cpu``.
 
+    :param environment: variables for the libraries that the app imports.
     :raises ConfigError: when threadpoolctl is not installed.
     """
     threadpoolctl = load("threadpoolctl", needed_for="a simulation")
-    wanted = thread_environment(cpus)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)  # for what the app imports
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     torch: Any = sys.modules.get("torch")
     had = None if torch is None else torch.get_num_threads()
-    count = max(1, int(cpus))
     try:
-        with threadpoolctl.threadpool_limits(limits=count):
+        with threadpoolctl.threadpool_limits(limits=1):
             if torch is not None:
-                torch.set_num_threads(count)
+                torch.set_num_threads(1)
             yield
     finally:
         if torch is not None:
