@@ -10,7 +10,7 @@ STAMP := $(VENV)/.ready
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower hooks check format lint types contracts readme docs wire wire-check images e2e-coco bench fuzz clean
+.PHONY: help setup system demo demo-k8s test test-long test-pods test-flower hooks check format lint types contracts readme docs wire wire-check images e2e-coco bench fuzz niid niid-short dpsgd figures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -103,6 +103,21 @@ fuzz: $(STAMP) ## Fuzz every parser for FUZZ_SECONDS (60) each; finds lie in .ca
 	  $(BIN)/python -m tests.fuzz.fuzz $$target --seconds $(FUZZ_SECONDS) --corpus .cache/fuzz/$$target \
 	    || exit 1; \
 	done
+
+# --- experiments: published results and what we get (docs/experiments.md) ---------------
+JOBS ?= 1
+
+niid: $(STAMP) ## NIID-Bench on Fashion-MNIST: every cell, over nights; goes on where it was
+	@$(BIN)/fedlearn experiment run experiments/niid/experiment.toml --jobs $(JOBS)
+	@$(BIN)/fedlearn experiment report experiments/niid/experiment.toml
+
+niid-short: $(STAMP) ## The same in a profile of 10 rounds and one seed
+	@$(BIN)/fedlearn experiment run experiments/niid/short.toml --jobs $(JOBS)
+	@$(BIN)/fedlearn experiment report experiments/niid/short.toml
+
+dpsgd: $(STAMP) ## DP-SGD on Fashion-MNIST at epsilon 3, central and federated
+	@$(BIN)/fedlearn experiment run experiments/dpsgd/experiment.toml --jobs $(JOBS)
+	@$(BIN)/fedlearn experiment report experiments/dpsgd/experiment.toml
 
 clean: ## Remove what the other targets made
 	@rm -rf $(VENV) build dist fedlearn-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -31,6 +31,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "audit": {"matplotlib": "matplotlib", "torch": "torch"},
         "parquet": {"pyarrow": "pyarrow"},
         "plot": {"matplotlib": "matplotlib", "pandas": "pandas"},
+        "optuna": {"optuna": "optuna"},
         "mlflow": {"mlflow": "mlflow-skinny"},
         "tensorboard": {"tensorboard": "tensorboard"},
         "wandb": {"wandb": "wandb"},

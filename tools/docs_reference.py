@@ -25,6 +25,7 @@ from attestation.config import describe
 from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
 from fedlearn.data.setup import DataSetup
+from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job import events, strategies
 from fedlearn.job.spec import JobSpec
 from fedlearn.terminal.examples import EXAMPLES
@@ -37,6 +38,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PROTO: Final = "fedlearn/wire/fedlearn.proto"
 MODELS: Final[Mapping[str, type]] = {
     "data": DataSetup,
+    "experiment": ExperimentSpec,
     "job": JobSpec,
     "policy": AppraisalPolicy,
     "server": ServerConfig,

@@ -47,6 +47,9 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "data": _noun(
             "data.commands", "Divide a data set among simulated sites, and see who has what."
         ),
+        "experiment": _noun(
+            "experiment.commands", "Run a job over a grid of values in simulation, and report."
+        ),
         "bench": _noun("bench.commands", "Measure what confidentiality costs on this machine."),
         "doctor": _noun("doctor", "Check this machine and its configuration.", "command"),
         "completion": COMPLETION,

@@ -7,6 +7,7 @@ policy of a page (``Content-Security-Policy``) lets a browser load nothing but t
 
 from __future__ import annotations
 
+import base64
 import importlib.resources
 import math
 import re
@@ -31,6 +32,7 @@ __all__ = [
     "document",
     "footer",
     "header",
+    "image",
     "items",
     "joined",
     "note",
@@ -103,6 +105,16 @@ def header(title: Content, lead: Content) -> Html:
     return Html(
         "<header><p class='kicker'>Federated confidential learning</p>"
         f"<h1>{markup(title)}</h1><p class='lead'>{markup(lead)}</p></header>"
+    )
+
+
+def image(png: bytes, description: str, caption: Content = "") -> Html:
+    """Return a PNG image within the page, with a description for screen readers."""
+    data = base64.b64encode(png).decode()
+    below = f"<figcaption>{markup(caption)}</figcaption>" if caption else ""
+    return Html(
+        f"<figure><img alt='{markup(description)}' src='data:image/png;base64,{data}'>"
+        f"{below}</figure>"
     )
 
 

@@ -135,6 +135,7 @@ def simulate(
             made,
             kept,
             data=folders,
+            server_node_config=_server_node_config(setup, folders),
             schedule=InOrder(),
             hooks=hooks,
             workers=workers,
@@ -157,6 +158,7 @@ class _Simulation:
     job: SimulatedJob
     folder: RunFolder
     data: Mapping[str, Path]
+    server_node_config: Mapping[str, Any]
     schedule: Schedule
     hooks: Sequence[Hook]
     workers: int
@@ -248,7 +250,7 @@ class _Simulation:
         failure: FedlearnError | None = None
         try:
             with parties.entered(APPLICATION), captured(coordinator.log):
-                run_app(installed, header, calls.application)
+                run_app(installed, header, calls.application, node_config=self.server_node_config)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"the run is kept in {self.folder.path}", hint=f"{self.again} continues it"
@@ -311,6 +313,13 @@ class _Simulation:
         if self.show is not None:
             with printing_to(self._streams):
                 self.show.show(event, unix_ms=unix_ms)
+
+
+def _server_node_config(setup: SimulationSetup, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what the ServerApp finds in its context: the folder of its test data, if any."""
+    if setup.data is None or not setup.data.server_test:
+        return {}
+    return {"data": str(next(iter(folders.values())).parent)}
 
 
 def insecure(spec: JobSpec) -> str:

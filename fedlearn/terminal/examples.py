@@ -28,6 +28,11 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         "fedlearn bench confidentiality": (
             "fedlearn bench confidentiality --app digits --rounds 10"
         ),
+        "fedlearn experiment": "fedlearn experiment run experiment.toml",
+        "fedlearn experiment run": "fedlearn experiment run experiment.toml --jobs 4",
+        "fedlearn experiment resume": "fedlearn experiment resume experiment.toml --failed",
+        "fedlearn experiment status": "fedlearn experiment status experiment.toml --json",
+        "fedlearn experiment report": "fedlearn experiment report experiment.toml --out report",
         "fedlearn completion": 'eval "$(fedlearn completion bash)"',
         "fedlearn job": "fedlearn job submit my-job/job.toml --follow",
         "fedlearn job init": (

@@ -7,11 +7,14 @@ import pytest
 from attestation.config import describe
 from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
+from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job.spec import JobSpec
 from server.config import ServerConfig
 
 
-@pytest.mark.parametrize("model", [AppraisalPolicy, JobSpec, ServerConfig, SiteConfig])
+@pytest.mark.parametrize(
+    "model", [AppraisalPolicy, ExperimentSpec, JobSpec, ServerConfig, SiteConfig]
+)
 def test_every_key_has_a_meaning(model: type) -> None:
     found = list(describe(model))
     assert [f"{item.table}.{item.key}" for item in found if not item.meaning] == []

@@ -106,7 +106,8 @@ def fingerprint(source: str) -> str:
     else:
         raise _unknown(source)
     for path in paths:
-        digest.update(str(path.relative_to(source) if len(paths) > 1 else path.name).encode())
+        name = path.relative_to(source) if Path(source).is_dir() else path.name
+        digest.update(str(name).encode())
         try:
             with path.open("rb") as file:
                 inner = hashlib.file_digest(file, "sha256")

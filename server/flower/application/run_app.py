@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Context, RecordDict
@@ -18,7 +19,13 @@ from server.flower.ipc.task import SERVER_NODE, enter_run
 __all__ = ["run_app"]
 
 
-def run_app(application: Installed, job: Mapping[str, Any], peer: ServingCaller) -> None:
+def run_app(
+    application: Installed,
+    job: Mapping[str, Any],
+    peer: ServingCaller,
+    *,
+    node_config: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Load the ServerApp and run it to its end.
 
     What user code raises is not changed.
@@ -26,6 +33,7 @@ def run_app(application: Installed, job: Mapping[str, Any], peer: ServingCaller)
     :param job: what the aggregator sends of it
         (:func:`server.flower.aggregation.aggregator.for_application`).
     :param peer: the aggregator.
+    :param node_config: of the context of the app; a deployed ServerApp has none.
     :raises JobError: when there is no ServerApp, or a setting of the job is not one of the app.
     """
     run = enter_run(job["run"])
@@ -39,7 +47,7 @@ def run_app(application: Installed, job: Mapping[str, Any], peer: ServingCaller)
     context = Context(
         run_id=run.run_id,
         node_id=SERVER_NODE,
-        node_config={},
+        node_config=dict(node_config),
         state=RecordDict(),
         run_config=application.run_config(job["run_config"]),
     )

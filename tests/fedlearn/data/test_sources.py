@@ -316,3 +316,9 @@ def test_a_fingerprint_is_of_the_content(table: Path, tmp_path: Path) -> None:
     assert len(images.paths(tmp_path / "images")) == 2
     with pytest.raises(ConfigError, match="does not exist"):
         fingerprint(str(tmp_path / "none.csv"))
+
+
+def test_a_fingerprint_of_the_system_s_images_needs_no_folder_of_theirs() -> None:
+    found = fingerprint("fashion-mnist")
+    assert len(found) == 64
+    assert fingerprint("fashion-mnist") == found
