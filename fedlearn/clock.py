@@ -20,14 +20,10 @@ class Clock(Protocol):
         """Return when so many seconds have passed."""
         ...
 
-    def resume(self, moment: float) -> None:
-        """Go on from a moment that a checkpoint has. A clock of the machine just goes on."""
-        ...
-
     def at(self, moment: float) -> AbstractContextManager[float]:
-        """Do something as at an earlier moment, after :meth:`resume`; yield when that is.
+        """Do something as at an earlier moment, which a checkpoint has; yield when that is.
 
-        It is now for a clock of the machine: what it measured before a restart has no meaning.
+        For the clock of a machine it is now: what it measured before a restart has no meaning.
         """
         ...
 
@@ -38,9 +34,6 @@ class _RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
-
-    def resume(self, moment: float) -> None:
-        del moment
 
     def at(self, moment: float) -> AbstractContextManager[float]:
         del moment

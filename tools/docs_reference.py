@@ -27,6 +27,7 @@ from edge.config.site import SiteConfig
 from fedlearn.data.setup import DataSetup
 from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job import events, strategies
+from fedlearn.simulation.virtual_time.setup import TimeSetup
 from fedlearn.job.spec import JobSpec
 from fedlearn.terminal.examples import EXAMPLES
 from server import metrics
@@ -43,6 +44,7 @@ MODELS: Final[Mapping[str, type]] = {
     "policy": AppraisalPolicy,
     "server": ServerConfig,
     "site": SiteConfig,
+    "time": TimeSetup,
 }
 PROGRAMS: Final = {
     "fedlearn": ("fedlearn.cli", "main"),

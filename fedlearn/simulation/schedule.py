@@ -120,9 +120,6 @@ class _StillClock:
     def sleep(self, seconds: float) -> None:
         self._now += max(0.0, seconds)
 
-    def resume(self, moment: float) -> None:
-        self._now = max(self._now, moment)
-
     def at(self, moment: float) -> AbstractContextManager[float]:
         del moment
         return nullcontext(self._now)

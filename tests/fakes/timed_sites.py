@@ -33,9 +33,6 @@ class TimedClock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def resume(self, moment: float) -> None:
-        self.now = max(self.now, moment)
-
     @contextmanager
     def at(self, moment: float) -> Iterator[float]:
         before, self.now = self.now, moment
@@ -60,6 +57,7 @@ class TimedSites:
         self.asked: list[tuple[float, str, int, str]] = []
         self.reported: list[tuple[str, dict[str, Any]]] = []
         self.checkpoints: list[Checkpoint] = []
+        self.saved_at = 0.0
         self.forgotten: list[str] = []
         self.dies: Callable[[], bool] = lambda: False
         self._arrivals: list[tuple[float, int, str, Reply | None]] = []
@@ -111,6 +109,7 @@ class TimedSites:
 
     def save(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)
+        self.saved_at = self.clock.now
 
     def load(self) -> Checkpoint | None:
         return self.checkpoints[-1] if self.checkpoints else None

@@ -345,7 +345,6 @@ class Rounds:
                     "evaluated": False,
                     "made": self._made,
                     "stage": self._stages,
-                    "clock": self._grid.clock.monotonic(),
                     "captured": state,
                 },
             )
@@ -368,7 +367,6 @@ class Rounds:
         self._set_back(stage, (checkpoint.state["captured"], tensors))
         model = record_of_document(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
         stage.arrays = stage.result.arrays = model
-        self._grid.clock.resume(float(checkpoint.state.get("clock", 0.0)))
         self.finished = checkpoint.round
         # Checkpoints of earlier releases do not state it.
         self._made = bool(checkpoint.state.get("made", True))

@@ -143,7 +143,7 @@ class Calls:
                 until_late = first + self._seconds - clock.monotonic()
                 wait = max(0.0, min(left, until_late, WAIT_SECONDS))
                 # A new object each time: the questions change between two calls.
-                self._arrived = self._coordinator.pull(tuple(self._open), wait)
+                self._arrived = self._coordinator.pull(set(self._open), wait)
             elif not self._wait_for_others(nodes, left):
                 return
 

@@ -355,6 +355,7 @@ def test_a_job_that_is_killed_makes_the_same_versions(name: str, after: int) -> 
         killed.run()
     resumed = Job(name, options, rounds=8, train=train, evaluate_fraction=1.0)
     resumed.sites.checkpoints = killed.sites.checkpoints
+    resumed.sites.clock.now = killed.sites.saved_at
     found = resumed.run()
     assert found["w"].tobytes() == expected["w"].tobytes()
     done = resumed.sites.of("job.started")[0]["resumed_from"]
