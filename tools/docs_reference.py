@@ -27,8 +27,8 @@ from edge.config.site import SiteConfig
 from fedlearn.data.setup import DataSetup
 from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job import events, strategies
-from fedlearn.simulation.virtual_time.setup import TimeSetup
 from fedlearn.job.spec import JobSpec
+from fedlearn.simulation.virtual_time.setup import TimeSetup
 from fedlearn.terminal.examples import EXAMPLES
 from server import metrics
 from server.config import ServerConfig

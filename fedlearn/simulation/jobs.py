@@ -19,15 +19,15 @@ from attestation.config import toml
 from fedlearn import config
 from fedlearn.app.checks import MAX_BUNDLE_BYTES, check_folder
 from fedlearn.errors import ConfigError
+from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.constraints.robust_rules import too_few_updates
-from fedlearn.job.placement import Placement
+from fedlearn.job.placement import MAX_SITES, Placement
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec
 from fedlearn.simulation.setup import MAX_CLIENTS
 
 __all__ = ["SimulatedJob", "name_of", "read_job"]
 
 _NO_POLICY: Final = bytes(32)
-_ONE_CLIENT: Final = "client-0000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,28 +125,36 @@ def _set(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _use_clients(table: dict[str, Any], clients: int) -> int:
-    """Put one client in the place of the sites, and drop what names single sites.
+    """Put clients in the place of the sites, and drop what names single sites.
 
-    :returns: the quorum of so many clients.
+    :returns: the quorum of so many clients; 0 for the one that the strategy has by default.
     """
-    kept = clients
+    kept = 0
     if not 1 <= clients <= MAX_CLIENTS:
         raise ConfigError(
             f"must be 1 to {MAX_CLIENTS}, not {clients}", where="simulation", key="clients"
         )
     sites, quorum = table.get("sites"), table.get("quorum", 0)
-    if isinstance(sites, list) and sites and type(quorum) is int and 0 < quorum < len(sites):
+    strategy = table.get("strategy")
+    if isinstance(strategy, dict) and strategy.get("name") in ASYNCHRONOUS:
+        kept = quorum  # updates of a version, however many clients there are
+    elif isinstance(sites, list) and sites and type(quorum) is int and 0 < quorum < len(sites):
         # The same share of the clients, as `quorum` states one of the sites.
         kept = math.ceil(quorum * clients / len(sites))
     for key in ("data", "placement", "quorum"):
         table.pop(key, None)
-    table["sites"] = [_ONE_CLIENT]
+    table["sites"] = _names(min(clients, MAX_SITES))  # a file has no more
     return kept
 
 
 def _with_clients(spec: JobSpec, clients: int, quorum: int) -> JobSpec:
-    names = tuple(f"client-{number:04}" for number in range(clients))
-    return dataclasses.replace(spec, sites=names, quorum=quorum, placement=Placement(), data={})
+    return dataclasses.replace(
+        spec, sites=tuple(_names(clients)), quorum=quorum, placement=Placement(), data={}
+    )
+
+
+def _names(clients: int) -> list[str]:
+    return [f"client-{number:04}" for number in range(clients)]
 
 
 def _bundle(app: Path) -> bytes:

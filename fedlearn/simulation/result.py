@@ -76,12 +76,17 @@ class SimulatedRun:
 
 
 def rounds_of(
-    result: Result | None, finished: Mapping[int, RoundFinished], real: Mapping[int, float]
+    result: Result | None,
+    finished: Mapping[int, RoundFinished],
+    real: Mapping[int, float],
+    *,
+    timed: bool,
 ) -> tuple[SimulatedRound, ...]:
     """Return the rounds of a stage.
 
     :param finished: the events of the rounds, by number.
-    :param real: where the events have virtual seconds, those of this machine by round.
+    :param real: the seconds of this machine, by number.
+    :param timed: whether the seconds of the events are virtual ones.
     """
     train: Mapping[int, Any] = {} if result is None else result.train_metrics_clientapp
     evaluate: Mapping[int, Any] = {} if result is None else result.evaluate_metrics_clientapp
@@ -96,14 +101,13 @@ def rounds_of(
         )
         event = finished.get(number)
         if event is not None:
-            timed = number in real
             made = dataclasses.replace(
                 made,
                 sites=event.sites,
                 bytes_sent=event.bytes - event.bytes_received,
                 bytes_received=event.bytes_received,
                 bytes_saved=event.bytes_saved,
-                seconds=real[number] if timed else event.seconds,
+                seconds=real.get(number, 0.0) if timed else event.seconds,
                 virtual_seconds=event.seconds if timed else None,
             )
         found.append(made)

@@ -18,7 +18,12 @@ from attestation.durable import write_durably
 from fedlearn.app import install as bundle
 from fedlearn.app.tracebacks import app_traceback
 from fedlearn.errors import ConfigError, FedlearnError, Interrupted, JobError
-from fedlearn.job.events import Event, JobFailed, JobFinished, Log, RoundFinished, RoundStarted
+from fedlearn.job.events import (
+    Event,
+    JobFailed,
+    JobFinished,
+    Log,
+)
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobFiles, JobSpec
 from fedlearn.privacy import Budget, noise_secret
@@ -32,6 +37,7 @@ from fedlearn.simulation.hooks import Hook
 from fedlearn.simulation.jobs import SimulatedJob, read_job
 from fedlearn.simulation.kept import checkpoints
 from fedlearn.simulation.kept.memories import Memories
+from fedlearn.simulation.kept.rounds import Rounds
 from fedlearn.simulation.parties.generators import AGGREGATOR, APPLICATION, CLIENT, Parties
 from fedlearn.simulation.parties.modules import app_modules, threads
 from fedlearn.simulation.parties.output import Streams, captured, here, printing_to
@@ -45,6 +51,8 @@ from fedlearn.simulation.result import (
 )
 from fedlearn.simulation.schedule import InOrder, Schedule
 from fedlearn.simulation.setup import SimulationSetup
+from fedlearn.simulation.virtual_time.examples import examples_in
+from fedlearn.simulation.virtual_time.timeline import VirtualTime
 from fedlearn.terminal.progress import Show
 from fedlearn.update.arrays import decode
 from server.flower.aggregation.aggregator import Session, for_application
@@ -136,7 +144,7 @@ def simulate(
             kept,
             data=folders,
             server_node_config=_server_node_config(setup, folders),
-            schedule=InOrder(),
+            schedule=_schedule(setup, made.spec, folders),
             hooks=hooks,
             workers=workers,
             backend=backend,
@@ -166,9 +174,7 @@ class _Simulation:
     show: Show | None
     again: str
     _recorder: Recorder = field(init=False)
-    _finished: dict[int, RoundFinished] = field(init=False, default_factory=dict)
-    _real: dict[int, float] = field(init=False, default_factory=dict)
-    _began: float = field(init=False, default=0.0)
+    _rounds: Rounds = field(init=False)
     _streams: Streams = field(init=False, default_factory=here)
 
     def run(self, *, resume: bool) -> SimulatedRun:
@@ -176,9 +182,10 @@ class _Simulation:
         folder, spec = self.folder, self.job.spec
         state = folder.simulation
         with contextlib.ExitStack() as open_:
+            self._rounds = Rounds(self.schedule)
             self._recorder = open_.enter_context(folder.record())
             if resume:
-                self._remember()
+                self._rounds.remember(folder.events())
             kept = checkpoints.read(state / _CHECKPOINT) if resume else None
             state.mkdir(mode=0o700, exist_ok=True)
             open_.enter_context(threads(app_environment(spec)))
@@ -245,6 +252,7 @@ class _Simulation:
             run = enter_run(plan.run_id)
             seed_generators(derive(plan.spec.seed, "server", 0))
             session = Session(plan, run, coordinator, calls.aggregator, clock=self.schedule.clock)
+        session.grid.grace = 0.0  # no site connects late
         calls.handler = session.answer
         header, _ = for_application(plan)
         failure: FedlearnError | None = None
@@ -271,8 +279,10 @@ class _Simulation:
             self._report(JobFailed(detail=str(error), hint=error.hint))
             raise error
         folder, last, left_out = self.folder, coordinator.model, insecure(self.job.spec)
-        rounds = rounds_of(session.rounds.result, self._finished, self._real)
-        metrics = dict(self._finished[max(self._finished)].metrics) if self._finished else {}
+        self._rounds.complete(0 if last is None else last.round)
+        finished, real = self._rounds.finished, self._rounds.real
+        rounds = rounds_of(session.rounds.result, finished, real, timed=self.schedule.timed)
+        metrics = dict(finished[max(finished)].metrics) if finished else {}
         model: dict[str, Any] = {}
         if last is not None:
             document = bytes(last.model)
@@ -292,19 +302,9 @@ class _Simulation:
         shutil.rmtree(folder.simulation)
         return SimulatedRun(folder=folder.path, model=model, history=rounds, insecure=left_out)
 
-    def _remember(self) -> None:
-        for event, _ in self.folder.events():
-            if isinstance(event, RoundFinished):
-                self._finished[event.round] = event
-
     def _report(self, event: Event) -> None:
         """Keep an event, and show it."""
-        if isinstance(event, RoundStarted):
-            self._began = time.monotonic()
-        elif isinstance(event, RoundFinished):
-            self._finished[event.round] = event
-            if self.schedule.timed:
-                self._real[event.round] = time.monotonic() - self._began
+        self._rounds.note(event)
         now = _now()
         self._recorder.add(event, unix_ms=now, sequence=self._recorder.sequence + 1)
         self._show(event, now)
@@ -336,6 +336,12 @@ def _plan(job: SimulatedJob) -> JobPlan:
         derived = dataclasses.replace(spec.privacy, insecure_deterministic_noise=True)
         secret = noise_secret(derived, seed=spec.seed)
     return JobPlan(spec=spec, bundle=job.bundle, noise_secret=secret)
+
+
+def _schedule(setup: SimulationSetup, spec: JobSpec, folders: Mapping[str, Path]) -> Schedule:
+    if setup.time is None:
+        return InOrder()
+    return VirtualTime.of(setup.time, spec.seed, spec.sites, examples_in(folders))
 
 
 def _folder(job: SimulatedJob, folder: Path | None, *, resume: bool) -> tuple[RunFolder, bool]:

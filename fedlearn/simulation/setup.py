@@ -1,4 +1,4 @@
-"""The file ``simulation.toml``: how many clients a simulation has, and of which data.
+"""The file ``simulation.toml``: how many clients a simulation has, of which data and speed.
 
 >>> from fedlearn import config
 >>> source = b'''
@@ -27,6 +27,7 @@ from typing import Final
 from attestation.config import option, table, whole
 from fedlearn import config
 from fedlearn.data.setup import DataSetup
+from fedlearn.simulation.virtual_time.setup import TimeSetup
 
 __all__ = ["MAX_CLIENTS", "ClientsSetup", "SimulationSetup"]
 
@@ -51,10 +52,12 @@ class SimulationSetup:
 
     ``clients``  in place of the job's sites
     ``data``     of the clients; without it, each has a folder below the folder ``data``
+    ``time``     how long the clients take and when they are there; without it, no time passes
     """
 
     clients: ClientsSetup = option(table(ClientsSetup), factory=ClientsSetup)
     data: DataSetup | None = option(table(DataSetup), default=None)
+    time: TimeSetup | None = option(table(TimeSetup), default=None)
 
     @classmethod
     def load(cls, path: Path) -> SimulationSetup:

@@ -21,25 +21,27 @@ class Durations:
 
     setup: TimeSetup
     seed: int
-    examples: Callable[[str], int]
+    examples: Mapping[str, int] = field(default_factory=dict)
     trace: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, setup: TimeSetup, seed: int, sites: Sequence[str], examples: Callable[[str], int]
     ) -> Durations:
-        """Read the trace of the setup, if it has one.
+        """Read what the setup needs: a trace, and how many examples each site has.
 
         :param examples: how many examples a site trains on; it is called only where the setup has
             ``seconds_per_example``.
-        :raises ConfigError: naming what is wrong with the trace.
+        :raises ConfigError: naming what is wrong with the trace. What ``examples`` raises is not
+            changed.
         """
         trace: Mapping[str, Sequence[float]] = {}
         if setup.speed_trace is not None:
             drawn = setup.trace_sites == "drawn"
             path = setup.speed_trace
             trace = of_sites(speed_trace(path), sites, drawn=drawn, seed=seed, path=path)
-        return cls(setup, seed, examples, trace)
+        counted = {site: examples(site) for site in sites} if setup.seconds_per_example else {}
+        return cls(setup, seed, counted, trace)
 
     def seconds(self, site: str, round_: int, kind: str, size: int) -> float:
         """Return how long a call takes, from the question to the answer.
@@ -64,7 +66,7 @@ class Durations:
             assert setup.seconds is not None
             seconds = setup.seconds * factor
         if setup.seconds_per_example:
-            seconds += setup.seconds_per_example * factor * self.examples(site)
+            seconds += setup.seconds_per_example * factor * self.examples[site]
         return part * seconds
 
     def network(self, site: str, kind: str, size: int) -> float:

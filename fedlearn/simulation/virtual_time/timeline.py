@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fedlearn.clock import Clock
 from fedlearn.errors import StoreError
-from fedlearn.simulation.virtual_time.availability import Availability
+from fedlearn.simulation.hooks import Call
+from fedlearn.simulation.virtual_time.availability import Availability, availability_of
 from fedlearn.simulation.virtual_time.durations import Durations
+from fedlearn.simulation.virtual_time.setup import TimeSetup
 
 __all__ = ["VirtualClock", "VirtualTime"]
 
@@ -78,7 +81,8 @@ class VirtualTime:
     timed = True
 
     def __init__(self, durations: Durations, availability: Availability) -> None:
-        self.clock = VirtualClock()
+        self._clock = VirtualClock()
+        self.clock: Clock = self._clock
         self._durations = durations
         self._availability = availability
         self._arrivals: list[tuple[float, int, str]] = []
@@ -86,6 +90,18 @@ class VirtualTime:
         self._free: dict[str, float] = {}
         self._count = 0
         self._listed = 0
+
+    @classmethod
+    def of(
+        cls, setup: TimeSetup, seed: int, sites: Sequence[str], examples: Callable[[str], int]
+    ) -> VirtualTime:
+        """Return the virtual time of a job.
+
+        :param examples: how many examples a site trains on.
+        :raises ConfigError: naming what is wrong with a trace.
+        """
+        durations = Durations.of(setup, seed, sites, examples)
+        return cls(durations, availability_of(setup, seed, sites))
 
     # Sites
 
@@ -99,6 +115,7 @@ class VirtualTime:
 
     def wait_online(self, sites: Sequence[str], count: int, seconds: float) -> None:
         """Let time pass until ``count`` of the sites are online, at most so many seconds."""
+        self._listed = 0
         end = self.clock.monotonic() + seconds
         while len(self._there(sites)) < count and (left := end - self.clock.monotonic()) > 0:
             self._wait(sites, left)
@@ -112,12 +129,12 @@ class VirtualTime:
         now = self.clock.monotonic()
         change = min((self._availability.changes(site, now) for site in sites), default=math.inf)
         # A moment is rounded: it must not be the one at which this began.
-        self.clock.move(min(now + seconds, max(change, math.nextafter(now, math.inf))))
+        self._clock.move(min(now + seconds, max(change, math.nextafter(now, math.inf))))
 
     # Questions
 
-    def asked(self, id: str, call: Any, *, size: int) -> None:  # noqa: A002
-        """Note a question of ``size`` bytes: ``call`` has its site, round and kind."""
+    def asked(self, id: str, call: Call, *, size: int) -> None:  # noqa: A002
+        """Note a question of ``size`` bytes."""
         self._listed = 0
         site, kind = call.site, call.kind.split(".")[0]
         before = self._free.get(site, 0.0)
@@ -149,9 +166,9 @@ class VirtualTime:
         for arrival in others:
             heapq.heappush(self._arrivals, arrival)
         if found is None:
-            self.clock.move(end)
+            self._clock.move(end)
             return None
-        self.clock.move(found[0])
+        self._clock.move(found[0])
         del self._open[found[2]]
         return found[2]
 
@@ -185,5 +202,5 @@ class VirtualTime:
         now, free = state.get("now"), state.get("free")
         if not isinstance(now, float) or not isinstance(free, dict):
             raise StoreError("the checkpoint has no virtual time")
-        self.clock.move(now)
+        self._clock.move(now)
         self._free = {str(site): float(until) for site, until in free.items()}

@@ -55,9 +55,8 @@ class JobGrid(Grid):  # type: ignore[misc]
     """Flower's grid for one job; see the module.
 
     ``updates`` are those of the present round, ``validator`` checks replies, and ``clock``
-    measures deadlines.
-    ``updates`` are those of the present round, ``validator`` checks replies, ``clip`` is that of
-    the round where it follows the updates.
+    measures deadlines. ``clip`` is that of the round where it follows the updates. ``grace`` is how
+    many seconds a job waits, once, for sites that have not connected yet; 0 where none connects.
     """
 
     def __init__(self, coordinator: Coordinator, rules: Rules, clock: Clock = REAL) -> None:
@@ -71,6 +70,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         self._met: frozenset[str] = frozenset()
         self._short_since: float | None = None
         self._calls = 0
+        self.grace = _GRACE_SECONDS
         self._cohort: frozenset[str] | None = None
         self.updates = RoundUpdates(coordinator, rules)
         self.validator = UpdateValidator(rules, self.updates)
@@ -168,12 +168,12 @@ class JobGrid(Grid):  # type: ignore[misc]
                 self.report_waiting(nodes, started + self._rules.seconds)
                 patience = WAIT_SECONDS
         if self._absent(nodes) - self._met:
-            end = self.clock.monotonic() + min(_GRACE_SECONDS, self._rules.seconds / 4)
+            end = self.clock.monotonic() + min(self.grace, self._rules.seconds / 4)
             while len(nodes) < all_sites and (left := end - self.clock.monotonic()) > 0:
                 nodes = self._coordinator.online(all_sites, min(left, WAIT_SECONDS))
             self._met = frozenset(self._rules.sites)
         self._met |= {node.site for node in nodes}
-        self._nodes.update((node.number, node) for node in nodes)
+        self.expect(nodes)
         self._check_strategy(nodes)
         cohort = self._cohort
         return [node.number for node in nodes if cohort is None or node.site in cohort]
@@ -184,8 +184,12 @@ class JobGrid(Grid):  # type: ignore[misc]
         :param count: wait for so many, at most for ``seconds``.
         """
         nodes = self._coordinator.online(count, seconds)
-        self._nodes.update((node.number, node) for node in nodes)
+        self.expect(nodes)
         return nodes
+
+    def expect(self, nodes: Iterable[Node]) -> None:
+        """Note nodes that may be asked, whether they are online or not."""
+        self._nodes.update((node.number, node) for node in nodes)
 
     def push_messages(
         self, messages: Iterable[Message], *, version: int | None = None

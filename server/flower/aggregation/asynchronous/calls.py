@@ -114,8 +114,9 @@ class Calls:
         self._content = self._message(number, arrays)
         self._seconds = seconds
         self._ends = self._grid.clock.monotonic() + seconds
-        if not self._open:
-            list(self._grid.get_node_ids())  # waits for the quorum
+        if not self._open and (self._grid.grace or not self._to_repeat):
+            # Wait for the quorum, or for sites that connect again after a restart.
+            list(self._grid.get_node_ids())
         self._repeat()
         self._ask()
         return [site for site in self._spec.sites if site in self.busy]
@@ -214,11 +215,8 @@ class Calls:
     def _repeat(self) -> None:
         """Ask again what was open at the checkpoint from which the job goes on."""
         repeated, self._to_repeat = self._to_repeat, []
-        online = {node.number for node in self._grid.online()} if repeated else frozenset()
+        self._grid.expect(Node(number=call.node, site=call.site) for call in repeated)
         for call in repeated:
-            if call.node not in online:
-                self._fail(call.site, "the site's client is not online")
-                continue
             with self._grid.clock.at(call.since) as since:
                 self._send([(call.node, call.site)], call.number, call.model, since)
 

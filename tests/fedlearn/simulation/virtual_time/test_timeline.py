@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 
 from fedlearn.errors import StoreError
+from fedlearn.simulation.hooks import Call
 from fedlearn.simulation.virtual_time.availability import availability_of
 from fedlearn.simulation.virtual_time.durations import Durations
 from fedlearn.simulation.virtual_time.setup import TimeSetup
 from fedlearn.simulation.virtual_time.timeline import VirtualTime
 
 SITES = ("a", "b", "c")
-
-
-@dataclass(frozen=True)
-class Call:
-    site: str
-    round: int = 1
-    kind: str = "train"
 
 
 @dataclass(frozen=True)
@@ -41,17 +35,21 @@ class Fixed:
         return min((m for span in spans for m in span if m > now), default=math.inf)
 
 
+def train(site: str, number: int = 1) -> Call:
+    return Call(site=site, round=number, kind="train")
+
+
 def timeline(seconds: dict[str, float], availability: Any = None, **setup: Any) -> VirtualTime:
     trace = {site: (value,) for site, value in seconds.items()}
     times = TimeSetup(speed="trace", speed_trace=Path("unread.csv"), **setup)
-    durations = Durations(times, 7, lambda site: 0, trace)
+    durations = Durations(times, 7, trace=trace)
     return VirtualTime(durations, availability or Fixed())
 
 
 def test_answers_arrive_in_the_order_of_their_times() -> None:
     time = timeline({"a": 5.0, "b": 2.0, "c": 9.0})
     for site in SITES:
-        time.asked(site, Call(site), size=10)
+        time.asked(site, train(site), size=10)
     ids = {"a", "b", "c"}
     assert [(time.next(ids, 100), time.clock.monotonic()) for _ in SITES] == [
         ("b", 2.0),
@@ -64,7 +62,7 @@ def test_answers_arrive_in_the_order_of_their_times() -> None:
 
 def test_a_deadline_passes_and_the_answer_is_still_under_way() -> None:
     time = timeline({"a": 5.0})
-    time.asked("1", Call("a"), size=10)
+    time.asked("1", train("a"), size=10)
     assert time.next({"1"}, 4.0) is None
     assert time.clock.monotonic() == 4.0
     assert time.next({"1"}, 4.0) == "1"
@@ -74,14 +72,14 @@ def test_a_deadline_passes_and_the_answer_is_still_under_way() -> None:
 def test_those_that_arrive_together_come_in_the_order_in_which_they_were_asked() -> None:
     time = timeline(dict.fromkeys(SITES, 3.0))
     for id_, site in zip("321", SITES, strict=True):
-        time.asked(id_, Call(site), size=10)
+        time.asked(id_, train(site), size=10)
     assert [time.next({"1", "2", "3"}, 9) for _ in SITES] == ["3", "2", "1"]
 
 
 def test_an_answer_that_nobody_waits_for_now_is_kept() -> None:
     time = timeline({"a": 1.0, "b": 4.0})
-    time.asked("train", Call("a"), size=10)
-    time.asked("other", Call("b"), size=10)
+    time.asked("train", train("a"), size=10)
+    time.asked("other", train("b"), size=10)
     assert time.next({"other"}, 10.0) == "other"
     assert time.next({"train"}, 10.0) == "train"
     assert time.clock.monotonic() == 4.0  # it had arrived by then
@@ -89,17 +87,17 @@ def test_an_answer_that_nobody_waits_for_now_is_kept() -> None:
 
 def test_a_withdrawn_call_keeps_its_site_busy() -> None:
     time = timeline({"a": 5.0})
-    time.asked("1", Call("a"), size=10)
+    time.asked("1", train("a"), size=10)
     time.forgotten(["1"])
     time.clock.sleep(1.0)
-    time.asked("2", Call("a", 2), size=10)
+    time.asked("2", train("a", 2), size=10)
     assert time.next({"1", "2"}, 100.0) == "2"
     assert time.clock.monotonic() == 10.0
 
 
 def test_who_drops_out_never_answers_and_is_busy_for_as_long() -> None:
     time = timeline({"a": 5.0}, dropout=1.0)
-    time.asked("1", Call("a"), size=10)
+    time.asked("1", train("a"), size=10)
     assert time.next({"1"}, 600.0) is None
     assert time.clock.monotonic() == 600.0
 
@@ -123,7 +121,7 @@ def test_who_lists_the_sites_again_and_again_waits_for_others() -> None:
     assert time.clock.monotonic() == 0.0
     assert len(time.online(SITES)) == 3
     assert time.clock.monotonic() == 50.0
-    time.asked("1", Call("c"), size=1)
+    time.asked("1", train("c"), size=1)
     assert [len(time.online(SITES)) for _ in range(5)] == [3] * 5
     assert time.clock.monotonic() == 50.0
 
@@ -131,7 +129,7 @@ def test_who_lists_the_sites_again_and_again_waits_for_others() -> None:
 def test_many_withdrawn_calls_do_not_stay_in_memory() -> None:
     time = timeline({"a": 1.0})
     for number in range(1000):
-        time.asked(str(number), Call("a", number), size=1)
+        time.asked(str(number), train("a", number), size=1)
         time.forgotten([str(number)])
     assert len(time._arrivals) < 200
     assert time._open == {}
@@ -140,7 +138,7 @@ def test_many_withdrawn_calls_do_not_stay_in_memory() -> None:
 def test_a_job_goes_on_from_a_checkpoint_as_if_nothing_had_happened() -> None:
     def ask(time: VirtualTime) -> None:
         for site in SITES:
-            time.asked(site, Call(site), size=10)
+            time.asked(site, train(site), size=10)
 
     seconds = {"a": 1.0, "b": 20.0, "c": 3.0}
     whole = timeline(seconds)
@@ -153,23 +151,23 @@ def test_a_job_goes_on_from_a_checkpoint_as_if_nothing_had_happened() -> None:
     resumed = timeline(seconds)
     resumed.restore(state)
     with resumed.clock.at(0.0):
-        resumed.asked("b", Call("b"), size=10)
+        resumed.asked("b", train("b"), size=10)
     assert resumed.clock.monotonic() == 3.0
     for time in (whole, resumed):
-        time.asked("a2", Call("a", 2), size=10)
+        time.asked("a2", train("a", 2), size=10)
         assert [time.next({"a2", "b"}, 99) for _ in range(2)] == ["a2", "b"]
         assert time.clock.monotonic() == 20.0
 
 
 def test_a_site_that_is_busy_with_a_withdrawn_call_is_so_after_a_checkpoint() -> None:
     time = timeline({"a": 5.0})
-    time.asked("1", Call("a"), size=10)
+    time.asked("1", train("a"), size=10)
     time.forgotten(["1"])
     state = json.loads(json.dumps(time.state()))
     assert state["free"] == {"a": 5.0}
     resumed = timeline({"a": 5.0})
     resumed.restore(state)
-    resumed.asked("2", Call("a"), size=10)
+    resumed.asked("2", train("a"), size=10)
     assert resumed.next({"2"}, 99) == "2"
     assert resumed.clock.monotonic() == 10.0
 

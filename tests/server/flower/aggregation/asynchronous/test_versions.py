@@ -74,6 +74,7 @@ class Job:
             max_update_bytes=10**6,
         )
         grid = JobGrid(coordinator, rules, coordinator.clock)
+        grid.grace = 0.0
         strategy = Asynchronous(coordinator, grid, spec)
         first = {"w": self._values} if model is None else model
         stage = Stage(strategy=strategy, arrays=record_of(first), rounds=spec.rounds, timeout=600)
