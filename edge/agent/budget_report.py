@@ -8,6 +8,7 @@ from typing import Any
 
 from edge.agent.data_budget import BudgetAccounts, Charge, Limit, limits
 from edge.config.site import SiteConfig
+from fedlearn.privacy.spec import UNITS
 
 __all__ = ["Row", "rows", "sentences"]
 
@@ -18,6 +19,7 @@ class Row:
 
     ``epsilon``  what all charges cost together, reserved rounds of running jobs included, at
                  ``delta``: that of the limit, or without one the smallest of the jobs'
+    ``unit``     what it is for: that of the limit, or without one the smallest of the jobs'
     """
 
     name: str
@@ -25,6 +27,7 @@ class Row:
     limit: Limit | None
     epsilon: float
     delta: float
+    unit: str
     charges: tuple[Charge, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -35,6 +38,7 @@ class Row:
             "place": self.place,
             "epsilon": self.epsilon,
             "delta": self.delta,
+            "unit": self.unit,
             "limit": limit,
             "left": None if limit is None else max(limit - self.epsilon, 0.0),
             "jobs": [
@@ -65,13 +69,16 @@ def _row(name: str, place: str, limit: Limit | None, book: BudgetAccounts) -> Ro
     charges = book.concerning(name, place)
     deltas = [charge.privacy.delta for charge in charges if charge.privacy is not None]
     delta = limit.delta if limit is not None else min(deltas, default=1e-6)
-    asked = Limit(name=name, place=place, epsilon=0.0, delta=delta)
+    units = [charge.privacy.unit for charge in charges if charge.privacy is not None]
+    least = min(units, key=UNITS.index, default="site")
+    asked = limit or Limit(name=name, place=place, epsilon=0.0, delta=delta, unit=least)
     return Row(
         name=name,
         place=place,
         limit=limit,
         epsilon=book.epsilon(asked),
         delta=delta,
+        unit=asked.unit,
         charges=charges,
     )
 
@@ -79,7 +86,10 @@ def _row(name: str, place: str, limit: Limit | None, book: BudgetAccounts) -> Ro
 def sentences(row: Row) -> Iterator[str]:
     """Yield the lines for the terminal."""
     of = "no limit" if row.limit is None else f"of {row.limit.epsilon:g}"
-    yield f"{row.name}  epsilon {row.epsilon:.4g} {of} at delta {row.delta:g}  ({row.place})"
+    yield (
+        f"{row.name}  epsilon {row.epsilon:.4g} {of} at delta {row.delta:g}, unit {row.unit}  "
+        f"({row.place})"
+    )
     for charge in row.charges:
         running = ", running" if charge.assignment else ""
         if charge.privacy is None:

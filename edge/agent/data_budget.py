@@ -7,8 +7,11 @@ or contains it. So a second name for the same data has no budget of its own, and
 nor a new place alone makes a new budget.
 
 The cost is the composition of all charged rounds by Renyi differential privacy
-(:func:`fedlearn.privacy.accountant.composed_epsilon`), at the ``delta`` of the data set. The unit
-is the site's whole contribution from this data. A job is charged with the updates that left the
+(:func:`fedlearn.privacy.accountant.composed_epsilon`), at the ``delta`` of the data set. It is that
+of the unit of the data set: the site's whole contribution from this data, that of each user, or
+that of each example. A job that protects another unit is converted, never to less than what is true
+(:func:`fedlearn.privacy.accountant.costs_for`); where no conversion exists it does not fit. A job
+is charged with the updates that left the
 site, and while it runs with at least those that it may ask for.
 
 The page is docs/adr/0014-data-budget.md.
@@ -17,6 +20,7 @@ The page is docs/adr/0014-data-budget.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -48,12 +52,17 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The budget of one data set; ``place`` is its absolute path, or the name of its claim."""
+    """The budget of one data set; ``place`` is its absolute path, or the name of its claim.
+
+    ``unit`` and ``records`` (the most of one user) as in :class:`edge.config.site.DataSet`.
+    """
 
     name: str
     place: str
     epsilon: float
     delta: float
+    unit: str = "site"
+    records: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +134,7 @@ class BudgetAccounts:
 
     def epsilon(self, limit: Limit) -> float:
         """Return what all charges of a data set cost at its ``delta``."""
-        return _composed(self.concerning(limit.name, limit.place), limit.delta)
+        return _composed(self.concerning(limit.name, limit.place), limit)
 
     def exceeded(self, limit: Limit, charge: Charge) -> str:
         """Return why ``charge`` does not fit into a budget beside the others, or an empty text."""
@@ -134,10 +143,16 @@ class BudgetAccounts:
             for c in self.concerning(limit.name, limit.place)
             if (c.digest, c.place) != (charge.digest, charge.place)
         ]
-        after = _composed([*others, charge], limit.delta)
+        after = _composed([*others, charge], limit)
         if after <= limit.epsilon:
             return ""
-        before = _composed(others, limit.delta)
+        privacy = charge.privacy
+        if privacy is not None and not math.isfinite(_composed([charge], limit)):
+            return (
+                f"the job protects each {privacy.unit} and bounds nothing for the unit "
+                f"{limit.unit}, which the budget of the data set {limit.name} is for"
+            )
+        before = _composed(others, limit)
         return (
             f"{charge.rounds} rounds of the job bring the data set {limit.name} to epsilon "
             f"{after:.4g} at delta {limit.delta:g}; its budget over all jobs is "
@@ -207,6 +222,11 @@ def unbounded(config: SiteConfig, spec: JobSpec) -> str:
         return "its noise is derived from its seed"
     if privacy.insecure_exact_metrics and not config.privacy.insecure_exact_metrics:
         return "its metrics leave the site exactly (insecure_exact_metrics)"
+    if not privacy.protects(config.privacy.unit):
+        return (
+            f"it protects each {privacy.unit} as far as its app does, and privacy.unit of this "
+            f"site is {config.privacy.unit}"
+        )
     return ""
 
 
@@ -249,7 +269,14 @@ def limits(config: SiteConfig) -> Iterator[Limit]:
     """Yield the budget of every data set that has one."""
     for name, data in sorted(config.data.items()):
         if data.epsilon is not None and data.delta is not None:
-            yield Limit(name=name, place=data.place, epsilon=data.epsilon, delta=data.delta)
+            yield Limit(
+                name=name,
+                place=data.place,
+                epsilon=data.epsilon,
+                delta=data.delta,
+                unit=data.unit,
+                records=data.records_per_user,
+            )
 
 
 def refusals(config: SiteConfig, spec: JobSpec, place: str, book: BudgetAccounts) -> Iterator[str]:
@@ -263,14 +290,14 @@ def refusals(config: SiteConfig, spec: JobSpec, place: str, book: BudgetAccounts
             yield why
 
 
-def _composed(charges: Iterable[Charge], delta: float) -> float:
+def _composed(charges: Iterable[Charge], limit: Limit) -> float:
     bounded = [(c.privacy, c.rounds) for c in charges if c.privacy is not None and c.rounds]
     if not bounded:
         return 0.0
     # The accountant takes a second to import.
     from fedlearn.privacy.accountant import composed_epsilon
 
-    return composed_epsilon(bounded, delta)
+    return composed_epsilon(bounded, limit.delta, unit=limit.unit, records=limit.records)
 
 
 def _overlap(one: str, other: str) -> bool:

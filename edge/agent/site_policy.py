@@ -167,6 +167,11 @@ def _privacy(config: SiteConfig, spec: JobSpec) -> Iterator[str]:
             f"the noise multiplier {promise.noise_multiplier:g} is below this site's "
             f"{floor.min_noise_multiplier:g}"
         )
+    if required and not promise.protects(floor.unit):
+        yield (
+            f"the job protects each {promise.unit}, as far as its app does, and privacy.unit of "
+            f"this site is {floor.unit}"
+        )
     if promise.insecure_deterministic_noise and required:
         yield "the job's noise is derived from its seed, so it gives no privacy"
     if promise.insecure_exact_metrics and required and not floor.insecure_exact_metrics:

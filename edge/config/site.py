@@ -73,6 +73,7 @@ from fedlearn.config.attesterfile import AttesterSettings
 from fedlearn.config.filters import MOST_FILTERS, FilterSpec, order_fault
 from fedlearn.config.trustfile import Trust
 from fedlearn.job.placement import LAUNCHERS
+from fedlearn.privacy.spec import UNITS
 
 __all__ = ["Accept", "Caps", "DataSet", "Hours", "Launcher", "PrivacyFloor", "SiteConfig"]
 
@@ -136,6 +137,10 @@ class DataSet:
     ``epsilon``, ``delta``
                  what all jobs together may spend (:mod:`edge.agent.data_budget`); no limit by
                  default
+    ``unit``     what the budget is for: a ``site``, each ``user`` or each ``example``
+    ``records_per_user``
+                 for the unit ``user``: the most records that one user has; without it, a job that
+                 protects examples has no bound for a user
     """
 
     path: Path | None = option(file_path(), default=None)
@@ -146,8 +151,12 @@ class DataSet:
     )
     epsilon: float | None = option(number(1e-6, 1e6), default=None)
     delta: float | None = option(number(1e-15, 0.5), default=None)
+    unit: str = option(choice(*UNITS), default="site")
+    records_per_user: int | None = option(whole(1, 10**9), default=None)
 
     def __post_init__(self) -> None:
+        if self.records_per_user is not None and self.unit != "user":
+            raise InconsistentValues((("records_per_user",), 'only for unit = "user"'))
         if (self.path is None) == (not self.claim):
             raise InconsistentValues(((), "needs exactly one of path and claim"))
         if (self.epsilon is None) != (self.delta is None):
@@ -199,6 +208,9 @@ class PrivacyFloor:
     ``max_epsilon``             the largest epsilon of a job
     ``max_delta``               the largest delta of a job
     ``min_noise_multiplier``    the smallest noise multiplier of a job
+    ``unit``                    the smallest unit that a job must protect. With ``user`` or
+                                ``example`` jobs run here whose app clips, or adds the noise,
+                                itself; with ``site`` fedlearn's own code does it
     ``insecure_exact_metrics``  also run jobs whose metrics leave the site without noise
     ``filters``                 what a client does to every update before it leaves
                                 (:mod:`fedlearn.config.filters`), in this order
@@ -208,6 +220,7 @@ class PrivacyFloor:
     max_epsilon: float = option(number(1e-6, 1e6), default=1e6)
     max_delta: float = option(number(1e-15, 0.5), default=0.5)
     min_noise_multiplier: float = option(number(0, 1e6), default=0.0)
+    unit: str = option(choice(*UNITS), default="site")
     insecure_exact_metrics: bool = option(flag(), default=False)
     filters: tuple[FilterSpec, ...] = option(tables(FilterSpec, most=MOST_FILTERS), default=())
 

@@ -1,8 +1,8 @@
 """Differential privacy of updates, applied outside of user code.
 
-The mechanism is ``central-gaussian``: each client clips its update inside its TEE
-(:class:`ClientPrivacy`), the coordinator adds Gaussian noise to the sum inside its own
-(:class:`ServerPrivacy`), and every round is charged before it begins (:class:`Budget`).
+Clients clip their updates inside their TEEs (:class:`ClientPrivacy`). Noise is added by the
+aggregator to the sum (:class:`ServerPrivacy`), or by the clients, and every round is charged before
+it begins (:class:`Budget`). :mod:`fedlearn.privacy.spec` names the units and the mechanisms.
 
 What is guaranteed, for a job whose rounds all pass through these three: the sequence of
 global models is (epsilon, delta)-differentially private for the unit and the adjacency that
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedlearn.privacy.budget import Budget
     from fedlearn.privacy.chain import Chain, Clip, GridNoise, Step, l2_norm
     from fedlearn.privacy.client import ClientPrivacy
-    from fedlearn.privacy.server import ServerPrivacy, noise_secret
+    from fedlearn.privacy.server import ServerPrivacy, noise_secret, simulated_secret
 
 __all__ = [
     "Budget",
@@ -41,6 +41,7 @@ __all__ = [
     "noise_multiplier_for",
     "noise_secret",
     "rounds_within",
+    "simulated_secret",
     "spent",
 ]
 
@@ -57,6 +58,7 @@ _HOMES: Final = {
     "noise_multiplier_for": "accountant",
     "noise_secret": "server",
     "rounds_within": "accountant",
+    "simulated_secret": "server",
     "spent": "accountant",
 }
 

@@ -9,6 +9,7 @@ The page is docs/reference/api/privacy.md.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ __all__ = [
     "Spent",
     "composed_epsilon",
     "costs",
+    "costs_for",
     "epsilon",
     "noise_multiplier_for",
     "rounds_within",
@@ -151,21 +153,67 @@ def costs(spec: PrivacySpec, updates: int) -> dict[Cost, int]:
     """
     if not 0 <= updates <= MAX_ROUNDS:
         raise PrivacyError(f"{updates} rounds cannot be accounted for; at most {MAX_ROUNDS}")
+    if spec.batch_rate is not None and spec.steps is not None:
+        return {Cost(spec.noise_multiplier, spec.batch_rate): updates * spec.steps}
     return {Cost(spec.noise_multiplier): updates}
 
 
-def composed_epsilon(parts: Iterable[tuple[PrivacySpec, int]], delta: float) -> float:
+def costs_for(
+    unit: str, spec: PrivacySpec, updates: int, *, records: int | None = None
+) -> dict[Cost, int] | None:
+    """Return what so many updates of a job cost one ``unit``, which need not be that of the job.
+
+    :param records: the most records of one user, where it is known.
+    :returns: None where nothing bounds the cost: the job protects a smaller unit.
+
+    * The unit of the job: as it is.
+    * A smaller unit, as an example of a job that protects sites: what the larger one contributes
+      may move from any point within its bound to any other one, which is twice as far as to
+      nothing. Half of the noise multiplier, but for ``replace-one``, which has that distance.
+    * The user, of a job that protects examples: a user's ``records`` are a group. The noise
+      multiplier divided by their number, and no amplification: a step in which all of them were
+      drawn bounds every other one (the Renyi divergence of a mixture over draws that do not
+      depend on the data is at most that of the worst draw).
+    * The site, of a job that protects users or examples: None.
+    """
+    if spec.unit == unit:
+        return costs(spec, updates)
+    if spec.protects(unit):
+        factor = 1.0 if spec.adjacency == "replace-one" else 0.5
+        return {
+            Cost(cost.noise_multiplier * factor, cost.rate): count
+            for cost, count in costs(spec, updates).items()
+        }
+    if unit == "user" and records is not None:
+        found: Counter[Cost] = Counter()
+        for cost, count in costs(spec, updates).items():
+            found[Cost(cost.noise_multiplier / records)] += count
+        return found
+    return None
+
+
+def composed_epsilon(
+    parts: Iterable[tuple[PrivacySpec, int]],
+    delta: float,
+    *,
+    unit: str = "site",
+    records: int | None = None,
+) -> float:
     """Return the epsilon at ``delta`` of several jobs on the same data, each of so many updates.
 
-    The composition is that of Renyi differential privacy, whatever accountant the jobs name.
-    The bound limits how well the outputs distinguish the data from no contribution at all: each
-    adjacency of :mod:`fedlearn.privacy.spec` covers these two cases.
+    It is that of one ``unit``, whatever the jobs protect: see :func:`costs_for`. Infinity where
+    nothing bounds it. The composition is that of Renyi differential privacy, whatever accountant
+    the jobs name. The bound limits how well the outputs distinguish the data from no contribution
+    at all: each adjacency of :mod:`fedlearn.privacy.spec` covers these two cases.
 
     Raises :class:`fedlearn.errors.PrivacyError` for a number of updates that is out of range.
     """
     total: Counter[Cost] = Counter()
     for spec, count in parts:
-        total.update(costs(spec, count))
+        found = costs_for(unit, spec, count, records=records)
+        if found is None:
+            return math.inf
+        total.update(found)
     return composed(total, "rdp", delta)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fedlearn.privacy.chain import Chain, Clip, l2_norm
-from fedlearn.privacy.difference import add_back, add_back_towards, difference
+from fedlearn.privacy.difference import add_back, add_back_towards, difference, is_floating
 from fedlearn.privacy.noise import GaussianStream, round_bytes
 from fedlearn.privacy.shares import ClientNoise
 from fedlearn.privacy.spec import PrivacySpec
@@ -61,8 +61,16 @@ class ClientPrivacy:
 
         Raises :class:`fedlearn.errors.UpdateRejected` when the update does not match the
         reference, :class:`fedlearn.errors.PrivacyError` when it contains NaN or infinity.
+
+        Where the app clips and adds the noise (``dp-sgd``), its numbers leave as they are.
         """
         check_like(update, reference)
+        if self.spec.noised_by_app:
+            l2_norm(difference(update, reference))
+            return {
+                name: update[name] if is_floating(base) else base.copy()
+                for name, base in reference.items()
+            }
         chain = Chain((Clip(self.spec.clip if clip is None else clip),))
         clipped = chain.apply(difference(update, reference))
         if not self.spec.noised_by_clients:

@@ -18,7 +18,7 @@ Problem = tuple[str, str]
 
 def problem(spec: Any) -> Problem | None:
     """Return the first key of a table that contradicts another one, with the reason."""
-    return _sampling(spec) or _denominator(spec) or _shares(spec) or _adaptive(spec)
+    return _unit(spec) or _sampling(spec) or _denominator(spec) or _shares(spec) or _adaptive(spec)
 
 
 _SAMPLING: Final = {
@@ -28,6 +28,51 @@ _SAMPLING: Final = {
     "groups": "cyclic",
 }
 """Keys that one way of sampling needs, and no other one takes."""
+
+
+_OF_UNIT: Final = {
+    "users": "user",
+    "user_column": "user",
+    "batch_rate": "example",
+    "steps": "example",
+}
+"""Keys that one unit needs, and no other one takes."""
+
+
+def _unit(spec: Any) -> Problem | None:
+    if (spec.unit == "example") != (spec.mechanism == "dp-sgd"):
+        return "unit", (
+            f'"{spec.unit}" does not go together with mechanism = "{spec.mechanism}": examples are '
+            'protected by "dp-sgd", sites and users by the others'
+        )
+    for key, unit in _OF_UNIT.items():
+        given = getattr(spec, key) not in (None, "")
+        if given and spec.unit != unit:
+            return key, f'only for unit = "{unit}", not "{spec.unit}"'
+        if not given and spec.unit == unit:
+            return key, f'missing; unit = "{unit}" needs {_MEANING[key]}'
+    allowed = _ADJACENCY[spec.unit]
+    if spec.adjacency not in allowed:
+        return "adjacency", (
+            f'must be {" or ".join(map(repr, allowed))} for unit = "{spec.unit}", not '
+            f"{spec.adjacency!r}: how many there are at a site is public"
+        )
+    if spec.unit == "example" and spec.sampling not in ("full", "cyclic"):
+        return "sampling", f'"{spec.sampling}" draws sites, not examples; use batch_rate'
+    return None
+
+
+_MEANING: Final = {
+    "users": "the public number of users by which a site divides their sum",
+    "user_column": "the name of the column that names the user",
+    "batch_rate": "the probability of an example to be drawn for a step",
+    "steps": "the number of steps of a site in a round",
+}
+_ADJACENCY: Final = {
+    "site": ("zero-out", "add-or-remove", "replace-one"),
+    "user": ("zero-out", "replace-one"),
+    "example": ("zero-out",),
+}
 
 
 def _sampling(spec: Any) -> Problem | None:
@@ -92,10 +137,10 @@ def _adaptive(spec: Any) -> Problem | None:
             if getattr(spec, key) != defaults[key]:
                 return key, "only where clip follows the norms of the updates: set clip_quantile"
         return None
-    if spec.mechanism != "central-gaussian":
+    if spec.mechanism != "central-gaussian" or spec.unit != "site":
         return "clip_quantile", (
-            'needs mechanism = "central-gaussian": the aggregator has to count, with noise, '
-            "whose updates were within the clip"
+            'needs mechanism = "central-gaussian" and unit = "site": the aggregator has to count, '
+            "with noise, whose updates were within the clip"
         )
     if spec.clip_noise is None:
         return "clip_noise", (

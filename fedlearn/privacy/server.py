@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from fedlearn.privacy.shares import ClientNoise, GridSum
 from fedlearn.privacy.spec import PrivacySpec
 from fedlearn.update.arrays import Array, check_like
 
-__all__ = ["ServerPrivacy", "noise_secret"]
+__all__ = ["ServerPrivacy", "noise_secret", "simulated_secret"]
 
 _TOLERANCE: Final = 1 + 1e-9
 
@@ -42,6 +42,16 @@ def noise_secret(spec: PrivacySpec, *, seed: int | None = None, site: str = "") 
             hint="set seed in the job, or remove insecure_deterministic_noise",
         )
     return derive(seed, "insecure deterministic noise", *filter(None, [site]), length=SECRET_BYTES)
+
+
+def simulated_secret(spec: PrivacySpec, *, seed: int, site: str = "") -> bytes:
+    """Return the secret of a simulation: that of ``insecure_deterministic_noise``.
+
+    Drawn from the system it would be another one after each resumption and in each repeat. A
+    simulation promises nothing.
+    """
+    insecure = replace(spec, insecure_deterministic_noise=True)
+    return noise_secret(insecure, seed=seed, site=site)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +116,12 @@ class ServerPrivacy:
         bound includes it.
         """
         check_like(update, reference)
-        norm = l2_norm(difference(update, reference))
+        try:
+            norm = l2_norm(difference(update, reference))
+        except PrivacyError as error:
+            raise UpdateRejected(str(error), hint=error.hint) from None
+        if self.spec.noised_by_app:
+            return
         bound = self.spec.clip if clip is None else clip
         noise = ""
         if self.spec.noised_by_clients:
@@ -175,6 +190,9 @@ class ServerPrivacy:
         total = difference(mean, reference)
         for array in total.values():
             array *= float(cohort_size)
+        if self.spec.noised_by_app:
+            # Each update has its noise; whatever is made of them is post-processing.
+            return add_back({name: each / divisor for name, each in total.items()}, reference)
         clip = self.spec.clip if clip is None else clip
         slack = self._rounding_slack(mean, reference, asked, clip)
         norm, bound = l2_norm(total), clip * cohort_size
@@ -260,6 +278,8 @@ class ServerPrivacy:
                 unit += 4 * np.spacing(reach)
                 parts.append(float(np.sum(np.square(unit))))
         slack = cohort_size * math.sqrt(math.fsum(parts))
+        if self.spec.unit == "user":
+            slack *= 2  # the app rounds its mean over users to the same type
         if not math.isfinite(slack):
             raise PrivacyError("the global model has numbers beyond the range of its own type")
         return slack

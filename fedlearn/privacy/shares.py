@@ -78,7 +78,8 @@ class ClientNoise:
         reach = spec.clip + _LARGEST * spec.client_multiplier * spec.sensitivity * 2
         widest = max(_widest(base, reach) for base in floats)
         grid = max(grid, 2 * widest)
-        slack = grid * root
+        # An app that makes the mean over users rounds it to the type of the model before.
+        slack = grid * root * (1.5 if spec.unit == "user" else 1.0)
         if not slack <= spec.sensitivity:
             raise PrivacyError(
                 f"the numbers of the model are {widest:g} apart, too coarse for noise of clients "

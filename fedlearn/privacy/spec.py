@@ -16,10 +16,20 @@
     sampling = "full"                # "full", "poisson" (sampling_rate), "fixed" (sample_size)
                                      # or "cyclic" (groups)
 
-*Unit.* One client represents one site, so the unit is the site: the guarantee hides the whole
-contribution of a site, and not only one record.
+*Unit.* ``site`` hides the whole contribution of a site, and not only one record; fedlearn's own
+code clips and adds the noise. ``user`` hides what one user's records contribute at a site, and
+``example`` one record. For these two the app does a part, and the guarantee is that of this app:
+its digest is in the job, and a site accepts such jobs by name (``privacy.unit`` in ``site.toml``).
 
-*Mechanism.* Clients clip in each of them, outside of user code. They differ in whose noise it is:
+``user``     the app groups records by ``user_column``, clips each user's contribution to ``clip``
+             and divides the sum by ``users`` (:mod:`fedlearn.training.private`). Sensitivity of
+             the sum over sites: ``clip / users``. A user with records at two sites is two users.
+``example``  the app trains with DP-SGD (Abadi et al. 2016, arXiv:1607.00133), which clips the
+             gradient of each example to ``clip`` and adds noise: ``mechanism = "dp-sgd"``. The
+             batches are drawn in secret inside the client, which amplifies.
+
+*Mechanism.* Clients clip updates in the Gaussian ones, outside of user code. They differ in whose
+noise it is:
 
 ``central-gaussian``      the aggregator adds it to the sum. It sees the updates.
 ``distributed-gaussian``  each client adds its share, ``1 / sqrt(shares)`` of the standard
@@ -70,14 +80,18 @@ from attestation.config import (
     number,
     option,
     table,
+    text,
     whole,
 )
 from fedlearn import config
 from fedlearn.privacy.constraints import problem
 
-__all__ = ["MINIMUM_NOISE_MULTIPLIER", "PrivacySpec"]
+__all__ = ["MECHANISMS", "MINIMUM_NOISE_MULTIPLIER", "UNITS", "PrivacySpec"]
 
-MECHANISMS: Final = ("central-gaussian", "distributed-gaussian", "local-gaussian")
+MECHANISMS: Final = ("central-gaussian", "distributed-gaussian", "local-gaussian", "dp-sgd")
+UNITS: Final = ("example", "user", "site")
+"""What may be protected, from the smallest to the largest."""
+
 MINIMUM_NOISE_MULTIPLIER: Final = 0.05
 _MAX_SITES: Final = 10**9
 
@@ -105,6 +119,11 @@ class PrivacySpec:
     ``groups``            for ``cyclic``: into how many the sites are parted
     ``expected_cohort``   public denominator of the mean; None: the size of the cohort
     ``shares``            for ``distributed-gaussian``: updates that a release needs, see above
+    ``users``             for the unit ``user``: the public number by which a site divides the sum
+                          of its users' contributions
+    ``user_column``       for the unit ``user``: the column of the records that names the user
+    ``batch_rate``        for ``dp-sgd``: probability of an example to be drawn for a step
+    ``steps``             for ``dp-sgd``: the most steps of a site in one round
     ``clip_quantile``     the part of the updates that is to be within the clip; None: ``clip`` is
                           the same in every round
     ``clip_rate``         learning rate of the logarithm of the clip
@@ -149,7 +168,7 @@ class PrivacySpec:
         )
     )
     mechanism: str = option(choice(*MECHANISMS), default="central-gaussian", required=True)
-    unit: str = option(choice("site"), default="site")
+    unit: str = option(choice(*UNITS), default="site")
     adjacency: str = option(choice("zero-out", "add-or-remove", "replace-one"), default="zero-out")
     accountant: str = option(choice("rdp", "pld"), default="rdp")
     sampling: str = option(choice("full", "poisson", "fixed", "cyclic"), default="full")
@@ -168,6 +187,12 @@ class PrivacySpec:
     )
     clip_rate: float = option(number(1e-3, 10), default=0.2)
     clip_noise: float | None = option(_positive(), default=None)
+    users: int | None = option(whole(1, _MAX_SITES), default=None)
+    user_column: str | None = option(text(most=200), default=None)
+    batch_rate: float | None = option(
+        number(1e-9, 1, expected="a probability above 0, up to 1"), default=None
+    )
+    steps: int | None = option(whole(1, 1_000_000), default=None)
     insecure_deterministic_noise: bool = option(flag(), default=False)
     insecure_exact_metrics: bool = option(flag(), default=False)
 
@@ -198,18 +223,31 @@ class PrivacySpec:
 
     @property
     def sensitivity(self) -> float:
-        """L2 sensitivity of the sum of clipped updates under the adjacency."""
-        return 2 * self.clip if self.adjacency == "replace-one" else self.clip
+        """L2 sensitivity of the sum of clipped updates under the adjacency.
+
+        For ``dp-sgd``, that of the sum of the gradients of a step.
+        """
+        clip = self.clip / (self.users or 1)
+        return 2 * clip if self.adjacency == "replace-one" else clip
+
+    @property
+    def noised_by_app(self) -> bool:
+        """Whether the app clips and adds the noise itself."""
+        return self.mechanism == "dp-sgd"
+
+    def protects(self, unit: str) -> bool:
+        """Return whether the unit of this job is ``unit`` or a larger one, which contains it."""
+        return UNITS.index(self.unit) >= UNITS.index(unit)
 
     @property
     def noised_by_clients(self) -> bool:
         """Whether clients add the noise, and not the aggregator."""
-        return self.mechanism != "central-gaussian"
+        return self.mechanism in ("distributed-gaussian", "local-gaussian")
 
     @property
     def updates_are_private(self) -> bool:
         """Whether the update of each site has the guarantee by itself, and not only their mean."""
-        return self.mechanism == "local-gaussian"
+        return self.mechanism in ("local-gaussian", "dp-sgd")
 
     @property
     def client_multiplier(self) -> float:
@@ -240,7 +278,11 @@ class PrivacySpec:
 
     @property
     def noise_text(self) -> str:
-        """Whose noise it is as text; empty where it is the aggregator's."""
+        """Whose noise it is as text; empty where it is the aggregator's, for the unit site."""
+        if self.noised_by_app:
+            return "clipping and noise: by the app of the job"
+        if self.unit == "user":
+            return f"clipping of each of {self.users} users: by the app of the job"
         if self.mechanism == "distributed-gaussian":
             return f"noise: shares of at least {self.shares} clients"
         return "noise: each client its own" if self.noised_by_clients else ""
@@ -260,6 +302,11 @@ class PrivacySpec:
             )
         if self.sampling == "cyclic":
             return f"each site in one of {self.groups} rounds, no amplification"
+        if self.batch_rate is not None:
+            return (
+                f"Poisson sampling of examples at rate {self.batch_rate:g} in the client, "
+                f"{self.steps} steps in each round of a site"
+            )
         return "full participation, no amplification"
 
 

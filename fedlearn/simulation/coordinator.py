@@ -89,7 +89,11 @@ class SimulatedCoordinator:
         self._began = 0.0
         releases = 0 if kept is None else kept.releases
         privacy = spec.privacy
-        self._budget = None if privacy is None else Budget(privacy, range(1, releases + 1))
+        self._budget = (
+            None
+            if privacy is None
+            else Budget(privacy, {each: each for each in range(1, releases + 1)})
+        )
         if kept is not None and kept.clock is not None:
             schedule.restore(kept.clock)
         self.rounds = 0
@@ -292,7 +296,7 @@ class SimulatedCoordinator:
     def charge(self, stage: int, round_: int, inputs: bytes) -> None:
         """Charge the budget of the job; see :class:`fedlearn.privacy.Budget`."""
         assert self._budget is not None
-        spent = self._budget.charge(self._budget.releases + 1)
+        spent = self._budget.charge(self._budget.releases + 1, round_)
         self._report(
             PrivacySpent(
                 round=round_,

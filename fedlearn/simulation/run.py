@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from fedlearn.job.events import (
 )
 from fedlearn.job.seeds import derive, seed_generators
 from fedlearn.job.spec import JobFiles, JobSpec
-from fedlearn.privacy import Budget, noise_secret
+from fedlearn.privacy import Budget, simulated_secret
 from fedlearn.results.run_folder import About, Recorder, RunFolder
 from fedlearn.simulation.clients.calls import Backend, Clients
 from fedlearn.simulation.clients.in_process import InProcess
@@ -332,9 +331,7 @@ def _plan(job: SimulatedJob) -> JobPlan:
     secret = b""
     if spec.privacy is not None:
         Budget.require(spec.privacy, spec.rounds)
-        # Drawn from the system it would be another one after each resumption and in each repeat.
-        derived = dataclasses.replace(spec.privacy, insecure_deterministic_noise=True)
-        secret = noise_secret(derived, seed=spec.seed)
+        secret = simulated_secret(spec.privacy, seed=spec.seed)
     return JobPlan(spec=spec, bundle=job.bundle, noise_secret=secret)
 
 

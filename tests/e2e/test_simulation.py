@@ -56,8 +56,8 @@ def simulated(folder: Path, plan: JobPlan, **more: Any) -> SimulatedRun:
     return simulate(folder / "job.toml", **more)
 
 
-def both(tmp_path: Path, **plan: Any) -> None:
-    app = write_app(tmp_path / "app", client=CLIENT)
+def both(tmp_path: Path, *, client: str = CLIENT, **plan: Any) -> None:
+    app = write_app(tmp_path / "app", client=client)
     made = make_plan(build(app), sites=3, rounds=2, **plan)
     privacy = made.spec.privacy
     if privacy is not None:
@@ -74,6 +74,60 @@ def both(tmp_path: Path, **plan: Any) -> None:
 
 def test_central_privacy_with_deterministic_noise_has_the_same_bits(tmp_path: Path) -> None:
     both(tmp_path, strategy="fedavg", privacy=PRIVACY)
+
+
+DP_SGD = """
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from fedlearn.training.private import make_private
+
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    weights, counter = message.content["arrays"].to_numpy_ndarrays()
+    model = torch.nn.Linear(len(weights), 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(weights)[None])
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(50, len(weights), generator=generator)
+    data = torch.utils.data.TensorDataset(inputs, inputs[:, :1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = torch.utils.data.DataLoader(data, batch_size=5)
+    private, optimizer, loader = make_private(model, optimizer, loader, context)
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(private(inputs), labels).backward()
+        optimizer.step()
+    new = [model.weight.detach().numpy()[0], counter]
+    metrics = MetricRecord({"num-examples": 50})
+    content = RecordDict({"arrays": ArrayRecord(new), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+@app.evaluate()
+def evaluate(message, context):
+    return Message(RecordDict({"m": MetricRecord({"num-examples": 1})}), reply_to=message)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("changes", "plan"),
+    [
+        ({"mechanism": "distributed-gaussian", "shares": 3}, {"quorum": 3}),
+        ({"mechanism": "local-gaussian"}, {"strategy": "fedmedian", "quorum": 3}),
+        ({"clip_quantile": 0.5, "clip_noise": 1.0}, {}),
+        ({"sampling": "cyclic", "groups": 3}, {}),
+        ({"mechanism": "dp-sgd", "unit": "example", "batch_rate": 0.1, "steps": 4}, {}),
+    ],
+)
+def test_each_unit_and_each_place_of_the_noise_has_the_same_bits(
+    tmp_path: Path, changes: dict[str, Any], plan: dict[str, Any]
+) -> None:
+    privacy = dataclasses.replace(PRIVACY, noise_multiplier=1.0, **changes)
+    client = DP_SGD if privacy.noised_by_app else CLIENT
+    both(tmp_path, privacy=privacy, client=client, **plan)
 
 
 @pytest.mark.long

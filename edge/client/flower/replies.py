@@ -51,6 +51,7 @@ from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
 from fedlearn.privacy import ClientPrivacy, noise_secret
 from fedlearn.privacy.adaptive import WITHIN, checked_clip
+from fedlearn.privacy.app_config import app_config
 from fedlearn.sandbox.memory_file import same_bytes
 
 __all__ = ["WITHHELD", "ClientPlan", "Memory", "Replies"]
@@ -137,15 +138,12 @@ class Replies:
         self._round = 0
         self._plan = plan
         self._directory = directory
-        privacy = plan.spec.privacy
-        self._privacy = (
-            None
-            if privacy is None
-            else ClientPrivacy.from_spec(
-                privacy,
-                plan.noise_secret or noise_secret(privacy, seed=plan.spec.seed, site=plan.site),
-            )
-        )
+        self._privacy: ClientPrivacy | None = None
+        self._node_config = dict(plan.node_config)
+        if (privacy := plan.spec.privacy) is not None:
+            secret = plan.noise_secret or noise_secret(privacy, seed=plan.spec.seed, site=plan.site)
+            self._privacy = ClientPrivacy.from_spec(privacy, secret)
+            self._node_config |= app_config(privacy, secret)
         self._charge = charge
         self._compressor: UpdateCompressor | None = None
         if plan.spec.compression.active:
@@ -303,7 +301,7 @@ class Replies:
             "name": installed.name,
             "clientapp": installed.clientapp,
             "seed": derive(plan.spec.seed, "client", plan.site, 0).hex(),
-            "node_config": dict(plan.node_config),
+            "node_config": self._node_config,
             "run_config": installed.run_config(plan.spec.config),
         }
         answer = process.ask(question, (), None)

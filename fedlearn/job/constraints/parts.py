@@ -109,7 +109,9 @@ def faults_of_privacy(
         )
     for key, fault in compression.private_faults():
         yield ("compression", key), fault
-    if compression.active and (privacy.noised_by_clients or privacy.clip_quantile is not None):
+    if compression.active and not (
+        privacy.mechanism == "central-gaussian" and privacy.clip_quantile is None
+    ):
         yield (
             ("compression", "update"),
             "cannot be together with noise of the clients or an adaptive clip: an encoded update "

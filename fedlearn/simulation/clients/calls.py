@@ -28,6 +28,8 @@ from fedlearn.app.tracebacks import app_traceback
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
+from fedlearn.privacy import simulated_secret
+from fedlearn.privacy.app_config import app_config
 from fedlearn.sandbox.memory_file import Part
 
 __all__ = ["Backend", "ClientCall", "ClientResult", "Clients", "Pending"]
@@ -128,8 +130,17 @@ class Clients:
             "partition-id": call.index,
             "num-partitions": len(self._spec.sites),
         }
+        secret = b""
+        if (privacy := self._spec.privacy) is not None:
+            secret = simulated_secret(privacy, seed=self._spec.seed, site=call.site)
+            config |= app_config(privacy, secret, simulated=True)
         plan = ClientPlan(
-            spec=self._spec, site=call.site, bundle=b"", node_config=config, limits=self._limits
+            spec=self._spec,
+            site=call.site,
+            bundle=b"",
+            node_config=config,
+            limits=self._limits,
+            noise_secret=secret,
         )
         lines = _Lines()
         replies = Replies(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.agent.data_budget import BudgetAccounts, Limit, limits, refusals
 from edge.config.site import SiteConfig
 from fedlearn.errors import ConfigError, PrivacyError
+from fedlearn.job.spec import JobSpec
 from fedlearn.privacy.accountant import composed_epsilon, epsilon
+from fedlearn.privacy.composition import Cost, composed
 from tests.fakes.budget_file import JOB, SITE, Counter, job, place, spent, store
 
 
@@ -35,6 +39,56 @@ def test_a_job_in_which_sites_take_turns_reserves_the_turns_of_one(config: SiteC
     kept = store(config)
     kept.reserve(turns, place=place(config), assignment="a-1")
     assert spent(config, kept.book()) == pytest.approx(epsilon(all_rounds.privacy, 6))
+
+
+EXAMPLE = {"mechanism": "dp-sgd", "unit": "example", "batch_rate": 0.01, "steps": 2}
+USER = {"unit": "user", "users": 4, "user_column": "patient"}
+
+
+def _of_unit(spec: JobSpec, changes: dict[str, Any]) -> JobSpec:
+    assert spec.privacy is not None
+    return replace(spec, privacy=replace(spec.privacy, **changes))
+
+
+def _budget_of(config: SiteConfig, unit: str, **more: Any) -> SiteConfig:
+    data = {**config.data, "stays": replace(config.data["stays"], unit=unit, **more)}
+    return replace(config, data=data, privacy=replace(config.privacy, unit="example"))
+
+
+def test_a_budget_is_for_one_unit_and_a_job_of_a_smaller_one_does_not_fit(
+    config: SiteConfig,
+) -> None:
+    examples = _of_unit(job(), EXAMPLE)
+    (reason,) = refusals(config, examples, place(config), BudgetAccounts())
+    assert "it protects each example as far as its app does" in reason
+    for unit in ("site", "user"):
+        (reason,) = refusals(_budget_of(config, unit), examples, place(config), BudgetAccounts())
+        assert f"bounds nothing for the unit {unit}" in reason
+    assert not list(
+        refusals(_budget_of(config, "example"), examples, place(config), BudgetAccounts())
+    )
+    grouped = _budget_of(config, "user", records_per_user=2)
+    short = _of_unit(job(rounds=1), EXAMPLE)
+    assert not list(refusals(grouped, short, place(config), BudgetAccounts()))
+
+
+def test_jobs_of_all_units_draw_on_one_budget_by_what_they_cost_its_unit(
+    config: SiteConfig,
+) -> None:
+    mine = _budget_of(config, "example")
+    kept = store(mine)
+    jobs = [_of_unit(job("one", 1), EXAMPLE), _of_unit(job("two", 1), USER), job("three", 1)]
+    for number, spec in enumerate(jobs):
+        kept.reserve(spec, place=place(mine), assignment=f"a-{number}")
+    # By hand: two sampled steps with the noise of the job, and for the larger units, whose
+    # contribution may move twice as far as to nothing, half of it.
+    costs = {Cost(4.0, 0.01): 2, Cost(2.0): 2}
+    assert spent(mine, kept.book()) == pytest.approx(composed(costs, "rdp", 1e-6))
+    # For users of two records each, the steps count without amplification.
+    users = _budget_of(config, "user", records_per_user=2)
+    costs = {Cost(2.0): 2 + 1, Cost(4.0): 1}
+    assert spent(users, kept.book()) == pytest.approx(composed(costs, "rdp", 1e-6))
+    assert spent(config, kept.book()) == math.inf
 
 
 def test_jobs_are_composed_and_the_one_that_does_not_fit_is_refused(config: SiteConfig) -> None:

@@ -91,9 +91,28 @@ def test_a_job_that_fits_runs_on_its_data(folder: Path) -> None:
     assert found == Decision(answer=Answer.RUN, reasons=(), data=str((folder / "medpar").resolve()))
 
 
+_BY_APP = (
+    'mechanism = "central-gaussian"',
+    'mechanism = "dp-sgd"\nunit = "example"\nbatch_rate = 0.1\nsteps = 2',
+)
+
+
+def test_what_its_app_does_itself_runs_where_the_site_names_the_unit(folder: Path) -> None:
+    def answered(unit: str) -> Answer:
+        site = ("max_epsilon = 8", f'max_epsilon = 8\nunit = "{unit}"')
+        return _decide(folder, job=_BY_APP, site=site).answer
+
+    assert answered("example") is Answer.RUN
+    assert answered("user") is answered("site") is Answer.REFUSE
+    # Whoever protects a whole site protects its examples.
+    site = ("max_epsilon = 8", 'max_epsilon = 8\nunit = "example"')
+    assert _decide(folder, site=site).answer is Answer.RUN
+
+
 @pytest.mark.parametrize(
     ("job", "site", "words"),
     [
+        (_BY_APP, ("", ""), "protects each example, as far as its app does"),
         (('["a", "b"]', '["a"]'), ("", ""), "does not name the site b"),
         (
             ('launcher = "any"', 'launcher = "kubernetes"'),

@@ -11,7 +11,8 @@ from dp_accounting import pld, rdp
 
 from fedlearn.errors import ConfigError, PrivacyError
 from fedlearn.privacy import Budget, PrivacySpec, noise_multiplier_for, rounds_within, spent
-from fedlearn.privacy.accountant import epsilon
+from fedlearn.privacy.accountant import composed_epsilon, costs_for, epsilon
+from fedlearn.privacy.composition import Cost
 
 TABLE: dict[str, object] = {
     "mechanism": "central-gaussian",
@@ -31,6 +32,13 @@ POISSON: dict[str, object] = {
 CYCLIC: dict[str, object] = {"sampling": "cyclic", "groups": 3}
 SHARES: dict[str, object] = {"mechanism": "distributed-gaussian", "shares": 3}
 ADAPTIVE: dict[str, object] = {"clip_quantile": 0.5, "clip_noise": 1.0}
+EXAMPLE: dict[str, object] = {
+    "mechanism": "dp-sgd",
+    "unit": "example",
+    "batch_rate": 0.01,
+    "steps": 5,
+}
+USER: dict[str, object] = {"unit": "user", "users": 10, "user_column": "patient"}
 FIXED: dict[str, object] = {
     "sampling": "fixed",
     "sample_size": 10,
@@ -48,7 +56,7 @@ def spec(**changes: Any) -> PrivacySpec:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, POISSON, FIXED, CYCLIC, SHARES, ADAPTIVE, {"mechanism": "local-gaussian"}],
+    [{}, POISSON, FIXED, CYCLIC, SHARES, ADAPTIVE, EXAMPLE, USER, {"mechanism": "local-gaussian"}],
 )
 def test_a_table_is_read_and_written_back(changes: dict[str, object]) -> None:
     found = spec(**changes)
@@ -121,6 +129,24 @@ def test_a_broken_table_names_file_key_and_remedy(key: str, value: object, word:
         ({"clip_quantile": 0.5}, {}),
         ({"clip_noise": 1.0}, {}),
         ({"clip_rate": 0.1}, {}),
+        (EXAMPLE, {"mechanism": "central-gaussian"}),
+        (EXAMPLE, {"unit": "site"}),
+        (EXAMPLE, {"batch_rate": 0}),
+        (EXAMPLE, {"batch_rate": float("nan")}),
+        (EXAMPLE, {"steps": 0}),
+        (EXAMPLE, {"noise_multiplier": 0}),
+        (EXAMPLE, {"adjacency": "replace-one"}),
+        (EXAMPLE, POISSON),
+        (EXAMPLE, {"users": 3}),
+        ({"mechanism": "dp-sgd", "unit": "example"}, {}),
+        (USER, {"users": 0}),
+        (USER, {"user_column": ""}),
+        (USER, {"adjacency": "add-or-remove", "expected_cohort": 3.0}),
+        (USER, {"steps": 3}),
+        (USER, ADAPTIVE),
+        ({"unit": "user", "users": 3}, {}),
+        ({"unit": "user", "user_column": "patient"}, {}),
+        ({"batch_rate": 0.1}, {}),
     ],
 )
 def test_what_cannot_be_accounted_for_is_refused(
@@ -322,3 +348,56 @@ def test_a_turn_that_is_repeated_is_charged_twice() -> None:
     assert budget.charge(3, 1).epsilon == epsilon(always, 2)
     with pytest.raises(PrivacyError, match="charged with its round"):
         budget.charge(4)
+
+
+# --- units -------------------------------------------------------------------------------
+
+
+def test_examples_are_counted_with_their_steps_and_their_draw() -> None:
+    found = spec(**EXAMPLE)
+    accountant = rdp.RdpAccountant()
+    event = dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(1.5))
+    accountant.compose(dp_accounting.SelfComposedDpEvent(event, 5 * 7))
+    assert epsilon(found, 7) == pytest.approx(accountant.get_epsilon(1e-5))
+    assert "by the app of the job" in str(spent(found, 7))
+    assert "rate 0.01" in str(spent(found, 7))
+
+
+def test_a_user_needs_less_noise_than_a_site_for_the_same_epsilon() -> None:
+    found = spec(**USER)
+    assert found.sensitivity == 1.0 / 10
+    assert spec(**USER, adjacency="replace-one").sensitivity == 2.0 / 10
+    assert epsilon(found, 7) == epsilon(spec(), 7)
+    assert "each of 10 users: by the app" in str(spent(found, 7))
+
+
+def test_a_larger_unit_bounds_a_smaller_one_by_half_of_its_noise() -> None:
+    assert costs_for("example", spec(), 3) == {Cost(0.75): 3}
+    assert costs_for("example", spec(adjacency="replace-one"), 3) == {Cost(1.5): 3}
+    assert costs_for("user", spec(), 3) == {Cost(0.75): 3}
+    assert costs_for("site", spec(), 3) == {Cost(1.5): 3}
+    assert costs_for("example", spec(**EXAMPLE), 3) == {Cost(1.5, 0.01): 15}
+    assert costs_for("user", spec(**EXAMPLE), 3, records=4) == {Cost(1.5 / 4): 15}
+
+
+def test_a_smaller_unit_bounds_no_larger_one() -> None:
+    assert costs_for("user", spec(**EXAMPLE), 3) is None
+    assert costs_for("site", spec(**EXAMPLE), 3, records=4) is None
+    assert costs_for("site", spec(**USER), 3) is None
+    assert composed_epsilon([(spec(**USER), 3)], 1e-5) == float("inf")
+
+
+def test_tables_of_the_first_release_keep_their_form() -> None:
+    assert sorted(spec().to_mapping()) == [
+        "accountant",
+        "adjacency",
+        "clip",
+        "delta",
+        "epsilon",
+        "insecure_deterministic_noise",
+        "insecure_exact_metrics",
+        "mechanism",
+        "noise_multiplier",
+        "sampling",
+        "unit",
+    ]

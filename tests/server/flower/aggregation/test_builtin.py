@@ -214,6 +214,31 @@ LOCAL = PrivacySpec(
 )
 
 
+def test_updates_that_the_app_made_private_get_no_noise_and_count_alike() -> None:
+    spec = PrivacySpec(
+        mechanism="dp-sgd",
+        unit="example",
+        clip=1.0,
+        noise_multiplier=1.0,
+        epsilon=100.0,
+        delta=1e-5,
+        batch_rate=0.1,
+        steps=3,
+    )
+    privacy = ServerPrivacy.from_spec(spec, bytes(32))
+    sent = [_private(node, 10.0 * node) for node in (1, 2, 3)]
+    grid = Grid()
+    sent.append(_private(4, float("nan")))
+    arrays, _ = strategy("fedavg", grid, privacy=privacy).aggregate_train(1, sent)
+    assert arrays is not None
+    # The clip is that of a gradient and bounds no update. Four were asked.
+    assert arrays["w"].numpy() == pytest.approx(60 / 4)
+    assert list(grid.refused) == [4]
+    BuiltIn("krum", FEW, privacy=privacy)
+    with pytest.raises(PrivacyError, match="needs the loss of each site"):
+        BuiltIn("qfedavg", FEW, privacy=privacy)
+
+
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - STREAMING - {"qfedavg"}))
 def test_what_is_private_by_itself_may_be_seen_one_by_one(name: str) -> None:
     privacy, grid = ServerPrivacy.from_spec(LOCAL, bytes(32)), Grid()
