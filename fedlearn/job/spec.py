@@ -49,6 +49,7 @@ from fedlearn.job.constraints.parts import (
     faults_of_logs,
     faults_of_privacy,
     faults_of_root,
+    faults_of_selection,
     faults_of_sites,
     faults_of_versions,
 )
@@ -168,6 +169,7 @@ class JobSpec:
         faults = [
             *faults_of_sites(self.sites, self.data, self.placement, self.quorum),
             *faults_of_root(self.strategy, self.sites, self.placement),
+            *faults_of_selection(self.strategy, private=self.privacy is not None),
             *faults_of_versions(self.strategy, self.sites, self.placement, self.quorum),
         ]
         if self.privacy is not None:

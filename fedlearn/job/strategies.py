@@ -39,6 +39,7 @@ __all__ = [
     "APP",
     "BY_MALICIOUS",
     "MEAN_FAMILY",
+    "OVER_SELECT",
     "REQUIRED",
     "STRATEGIES",
     "STREAMING",
@@ -48,6 +49,7 @@ __all__ = [
     "client_parts",
     "ineffective_options",
     "option_fault",
+    "over_selection_fault",
     "privacy_fault",
 ]
 
@@ -63,6 +65,10 @@ VISIBLE_TO_APP: Final = "visible-to-app"
 UPDATES: Final = (AGGREGATED, VISIBLE_TO_APP)
 """What a job may let its ServerApp receive."""
 
+OVER_SELECT: Final = "over_select"
+"""The option of how many times as many sites are asked as a round needs."""
+
+_MOST_TIMES: Final = 10
 _LARGEST: Final = 1e9
 _MOST_ITERATIONS: Final = 1_000
 _FINEST: Final = 1e-12
@@ -83,8 +89,12 @@ _SAMPLING: Final[Mapping[str, FieldType[Any]]] = {
     "fraction_evaluate": number(0, 1),
     "weighted_by_key": text(most=64),
 }
-_ADAPTIVE: Final[Mapping[str, FieldType[Any]]] = {
+_OF_THE_MEAN: Final[Mapping[str, FieldType[Any]]] = {
     **_SAMPLING,
+    OVER_SELECT: number(1, _MOST_TIMES),
+}
+_ADAPTIVE: Final[Mapping[str, FieldType[Any]]] = {
+    **_OF_THE_MEAN,
     "eta": _positive(),
     "eta_l": _positive(),
     "tau": _positive(),
@@ -112,16 +122,16 @@ STRATEGIES: Final[Mapping[str, Mapping[str, FieldType[Any]]]] = MappingProxyType
         "bulyan": _MIXED,
         "fedadagrad": _ADAPTIVE,
         "fedadam": _MOMENTS,
-        "fedavg": _SAMPLING,
+        "fedavg": _OF_THE_MEAN,
         "fedavgm": {
-            **_SAMPLING,
+            **_OF_THE_MEAN,
             "server_learning_rate": _positive(),
             "server_momentum": _below(1),
         },
         "feddyn": {**_EXACT_MEANS, "alpha": _positive()},
         "fedmedian": _MIXED,
         "fednova": {**_EXACT_MEANS, "server_learning_rate": _positive()},
-        "fedprox": {**_SAMPLING, "proximal_mu": number(0, _LARGEST)},
+        "fedprox": {**_OF_THE_MEAN, "proximal_mu": number(0, _LARGEST)},
         "fedtrimmedavg": {**_MIXED, "beta": _below(0.5)},
         "fedyogi": _MOMENTS,
         "fltrust": {
@@ -219,6 +229,22 @@ def privacy_fault(name: str, *, updates: bool = False) -> str:
     if not updates:
         return "needs the updates of single sites"
     return "" if name != "qfedavg" else "needs the loss of each site, which [privacy] keeps there"
+
+
+def over_selection_fault(options: Mapping[str, Any]) -> str:
+    """Return why a round cannot ask more sites than it needs; empty where it can.
+
+    >>> over_selection_fault({"over_select": 1.5})
+    'is 1.5, and fraction_train is 1: their product must be at most 1, for no more sites than all \
+can be asked'
+    """
+    times, fraction = options.get(OVER_SELECT, 1.0), options.get("fraction_train", 1.0)
+    if times == 1 or times * fraction <= 1:
+        return ""
+    return (
+        f"is {times:g}, and fraction_train is {fraction:g}: their product must be at most 1, for "
+        "no more sites than all can be asked"
+    )
 
 
 def ineffective_options(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,13 @@ from fedlearn.job.asynchronous.options import (
 )
 from fedlearn.job.constraints.robust_rules import root_fault
 from fedlearn.job.placement import Placement
-from fedlearn.job.strategies import APP, MEAN_FAMILY, privacy_fault
+from fedlearn.job.strategies import (
+    APP,
+    MEAN_FAMILY,
+    OVER_SELECT,
+    over_selection_fault,
+    privacy_fault,
+)
 from fedlearn.job.tables import AggregationSpec, StrategySpec
 from fedlearn.privacy.spec import PrivacySpec
 
@@ -27,6 +33,7 @@ __all__ = [
     "faults_of_logs",
     "faults_of_privacy",
     "faults_of_root",
+    "faults_of_selection",
     "faults_of_sites",
     "faults_of_versions",
 ]
@@ -69,6 +76,19 @@ def faults_of_root(
     """Yield what is wrong with the trusted site of a job's strategy."""
     if fault := root_fault(strategy.name, strategy.options, sites, placement.choose):
         yield ("strategy", "options", "root_site"), fault
+
+
+def faults_of_selection(strategy: StrategySpec, *, private: bool) -> Iterator[Fault]:
+    """Yield what is wrong with asking more sites than a round needs."""
+    key = ("strategy", "options", OVER_SELECT)
+    if fault := over_selection_fault(strategy.options):
+        yield key, fault
+    if private and strategy.options.get(OVER_SELECT, 1) != 1:
+        yield (
+            key,
+            "goes without [privacy]: who answers first is no secret draw, and the accounting "
+            "takes every site that is asked for one that is in the mean; remove it",
+        )
 
 
 def faults_of_versions(

@@ -34,7 +34,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedlearn.app.array_records import arrays_of, record_of, records_of
 from fedlearn.errors import JobError, PrivacyError, UpdateRejected
 from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, outliers
-from fedlearn.job.strategies import MEAN_FAMILY, STREAMING, privacy_fault
+from fedlearn.job.strategies import MEAN_FAMILY, OVER_SELECT, STREAMING, privacy_fault
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.update.arrays import Array, check_like
 from server.flower.aggregation.grid import JobGrid
@@ -44,6 +44,7 @@ from server.flower.aggregation.robust.blocks import as_type
 from server.flower.aggregation.robust.rules import RULES, RoundInput
 from server.flower.aggregation.strategies.classes import class_of
 from server.flower.aggregation.strategies.mean_strategy import MeanStrategy
+from server.flower.aggregation.strategies.over_selection import over_selected
 
 __all__ = ["BuiltIn"]
 
@@ -65,6 +66,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         (:meth:`fedlearn.compression.spec.CompressionSpec.travels`). The others stay as they
         are: they are not aggregated and get no noise.
     :param sites: of the job, which SCAFFOLD and FedDyn count; 0 for those that answer.
+    ``enough`` is how many updates close a round; None for all that were asked for.
+
     :raises JobError: when the class does not accept these options.
     :raises PrivacyError: when the strategy needs more than the noised mean, and the job has
         privacy.
@@ -106,6 +109,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self.privacy = privacy
         self.outliers = outliers(name, options)
         self.streams = name in STREAMING
+        self._times = float(options.get(OVER_SELECT, 1.0))
+        self.enough: int | None = None
         self._site_count = sites
         self.stage = 1
         self.clip: float | None = None if privacy is None else privacy.first_clip
@@ -132,7 +137,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
             return []
         if isinstance(self.inner, MeanStrategy):
             self.inner.begin(self._part, self._site_count)
-        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        with over_selected(self.inner, self._times, grid) as self.enough:
+            messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         if self.name == "qfedavg":
             self.inner.current_arrays = None  # the rule has the model; a checkpoint has it once
         return messages
@@ -405,8 +411,11 @@ class BuiltIn(Strategy):  # type: ignore[misc]
 
 
 def _of_class(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a strategy without those of the mixing that precedes its rule."""
-    own = PRE_AGGREGATION.get(name, ())
+    """Return the options of a strategy that its class has.
+
+    Others are of the mixing that precedes a rule, and of the choice of sites.
+    """
+    own = {OVER_SELECT, *PRE_AGGREGATION.get(name, ())}
     return {option: value for option, value in options.items() if option not in own}
 
 

@@ -258,11 +258,16 @@ class JobGrid(Grid):  # type: ignore[misc]
         return self.validator.opened(replies, self._asked)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        enough: int | None = None,
     ) -> Iterable[Message]:
         """Send messages and return the replies, by the job's rules.
 
         :param timeout: seconds; the job's own deadline holds in any case.
+        :param enough: withdraw the others when so many updates are used; None to wait for all.
         :raises QuorumNotReached: when too few updates arrived, or a site is late and the job
             treats this as a failure.
         """
@@ -272,6 +277,7 @@ class JobGrid(Grid):  # type: ignore[misc]
         seconds = min(self._rules.seconds, timeout if timeout is not None else float("inf"))
         train = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
         ids = [id_ for id_ in self.push_messages(messages) if id_]
+        intended = len(messages) if enough is None else min(enough, len(messages))
         exchange = RoundExchange(
             self._coordinator,
             self._rules,
@@ -281,14 +287,15 @@ class JobGrid(Grid):  # type: ignore[misc]
             pending=self._asked,
             seconds=seconds,
             train=train,
-            intended=len(messages),
+            intended=intended,
             clock=self.clock,
+            enough=enough,
         )
         refused = len(messages) - len(ids)
         if refused and self._rules.stragglers == "fail":
             raise QuorumNotReached(f"{refused} sites left before they could be asked")
         if train:
-            self.updates.check_asked(len(ids), len(messages))
+            self.updates.check_asked(len(ids), intended)
         if self.streams and train:
             return (message for _, message in exchange.arrivals())
         replies = sorted(exchange.arrivals(), key=lambda pair: self._place(pair[0]))

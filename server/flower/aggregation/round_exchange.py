@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -26,7 +27,8 @@ class RoundExchange:
     :param pending: all questions of the job that wait; those of this exchange are removed.
     :param seconds: until the deadline.
     :param train: whether the answers are updates.
-    :param intended: how many questions the strategy wanted to send.
+    :param intended: how many answers the strategy wanted.
+    :param enough: how many updates close the exchange; None for all that were asked for.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class RoundExchange:
         train: bool,
         intended: int,
         clock: Clock = REAL,
+        enough: int | None = None,
     ) -> None:
+        self._enough = enough
         self._clock = clock
         self._coordinator = coordinator
         self._rules = rules
@@ -63,25 +67,31 @@ class RoundExchange:
         waiting = dict(self._asked)
         accepted: set[str] = set()
         try:
-            while waiting:
+            while waiting and not self._closed():
                 left = self._end - self._clock.monotonic()
                 if left <= 0:
                     break
                 replies = self._coordinator.pull(waiting, min(left, WAIT_SECONDS))
-                for question, message in self._validator.opened(replies, waiting):
-                    self._pending.pop(question, None)
-                    node = self._asked[question].node
-                    if message.has_content():
-                        accepted.add(node.site)
-                        if self._train:
-                            self._updates.add(node.site)
-                    yield node, message
+                while replies and not self._closed():
+                    reply = deque([replies.popleft()])
+                    for question, message in self._validator.opened(reply, waiting):
+                        self._pending.pop(question, None)
+                        node = self._asked[question].node
+                        if message.has_content():
+                            accepted.add(node.site)
+                            if self._train:
+                                self._updates.add(node.site)
+                        yield node, message
         finally:
             if waiting:
                 self._coordinator.forget(waiting)
                 for id_ in waiting:
                     self._pending.pop(id_, None)
         self._close([asked.node.site for asked in waiting.values()], len(accepted))
+
+    def _closed(self) -> bool:
+        """Return whether the updates in the result are enough."""
+        return self._enough is not None and len(self._updates.contributors) >= self._enough
 
     def live(self, replies: list[tuple[Node, Message]]) -> Iterator[tuple[Node, Message]]:
         """Yield replies; those of sites that lost their admission meanwhile become failures.
@@ -102,10 +112,15 @@ class RoundExchange:
             self._updates.check_quorum(kept, self._intended)
 
     def _close(self, late: list[str], accepted: int) -> None:
+        closed = self._closed()
         for site in late:
-            reason = f"no answer within {self._seconds:g} s"
+            reason = (
+                f"the round was closed by the first {self._enough} updates"
+                if closed
+                else f"no answer within {self._seconds:g} s"
+            )
             self._updates.drop(site, reason, train=self._train)
-        if late and self._rules.stragglers == "fail":
+        if late and not closed and self._rules.stragglers == "fail":
             raise QuorumNotReached(
                 f"{', '.join(late)} did not answer within {self._seconds:g} s",
                 hint='raise `deadline_s`, or set stragglers = "drop"',

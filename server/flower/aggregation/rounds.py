@@ -266,7 +266,8 @@ class Rounds:
                 )
             asked = {grid.site(each.metadata.dst_node_id) for each in messages}
             begun([site for site in self._spec.sites if site in asked])
-            replies = grid.send_and_receive(messages, timeout=stage.timeout)
+            enough = getattr(strategy, "enough", None)
+            replies = grid.send_and_receive(messages, timeout=stage.timeout, enough=enough)
             arrays, metrics = strategy.aggregate_train(number, replies)
         self._skipped = ""
         if arrays is not None:

@@ -1,4 +1,4 @@
-"""A job with an asynchronous strategy: its defaults, and what it must not be together with."""
+"""Jobs that do not wait for slow sites: defaults, and what they must not be together with."""
 
 from __future__ import annotations
 
@@ -84,3 +84,23 @@ def test_a_quorum_above_the_buffer_is_refused() -> None:
         JobSpec.from_toml("quorum = 3\n" + HEAD + BUFF % "")
     with pytest.raises(ConfigError, match="the one update of which a version is made, 1, not 2"):
         JobSpec.from_toml("quorum = 2\n" + HEAD + ASYNC % "")
+
+
+OVER = '[strategy]\nname = "fedavg"\noptions = { fraction_train = %g, over_select = 1.5 }\n'
+PRIVACY = """[privacy]
+mechanism = "central-gaussian"
+clip = 1.0
+noise_multiplier = 1.0
+epsilon = 8.0
+delta = 1e-5
+"""
+
+
+def test_over_selection_needs_sites_to_select_from() -> None:
+    assert JobSpec.from_toml(HEAD + OVER % 0.5).strategy.options["over_select"] == 1.5
+    with pytest.raises(ConfigError, match=r"over_select: is 1.5, and fraction_train is 0.8: their"):
+        JobSpec.from_toml(HEAD + OVER % 0.8)
+    with pytest.raises(ConfigError, match=r"over_select: goes without \[privacy\]: who answers"):
+        JobSpec.from_toml(HEAD + OVER % 0.5 + PRIVACY)
+    with pytest.raises(ConfigError, match='not an option of "fedmedian"'):
+        JobSpec.from_toml(HEAD + (OVER % 0.5).replace("fedavg", "fedmedian"))

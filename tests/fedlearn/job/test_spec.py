@@ -32,7 +32,14 @@ from fedlearn.job.constraints.robust_rules import PRE_AGGREGATION, mixing_fault,
 from fedlearn.job.owner_key import owner_key_text
 from fedlearn.job.placement import MAX_SITES, Placement
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec, workload_digest
-from fedlearn.job.strategies import MEAN_FAMILY, REQUIRED, STRATEGIES, STREAMING, option_fault
+from fedlearn.job.strategies import (
+    MEAN_FAMILY,
+    OVER_SELECT,
+    REQUIRED,
+    STRATEGIES,
+    STREAMING,
+    option_fault,
+)
 from fedlearn.job.tables import StrategySpec
 from server.flower.aggregation.mean import MAX_UPDATES
 
@@ -119,6 +126,8 @@ def _valid(option: str) -> st.SearchStrategy[str | int | float]:
     whole = ("iterations", "buffer_size", "concurrency", "max_staleness")
     if option.startswith("num_") or option in whole:
         return st.integers(1, 3)
+    if option == OVER_SELECT:
+        return st.just(1.0)
     return st.floats(0.2, 0.4) if option == "beta" else st.floats(0.1, 0.9)
 
 
@@ -720,7 +729,7 @@ def test_the_table_of_strategies_is_flowers() -> None:
         if name in OWN | ASYNCHRONOUS:
             continue
         parameters = inspect.signature(found[name]).parameters
-        of_class = set(options) - PRE_AGGREGATION.get(name, set())
+        of_class = set(options) - {OVER_SELECT} - PRE_AGGREGATION.get(name, set())
         assert of_class <= set(parameters), name
         for option in of_class:
             default = parameters[option].default

@@ -203,3 +203,13 @@ def test_the_table_is_part_of_the_file_of_a_simulation(tmp_path: Path) -> None:
     file.write_text('[clients]\ncount = 3\n[time]\nspeed = "fast"\n')
     with pytest.raises(ConfigError, match=r"simulation\.toml:4: time\.speed: must be one of"):
         SimulationSetup.load(file)
+
+
+def test_a_round_that_asks_more_sites_than_it_needs_takes_less_time(job: Path) -> None:
+    overrides = {"quorum": 1, "rounds": 3}
+    half = run(job, {**overrides, "strategy.options": {"fraction_train": 0.4}})
+    options = {"fraction_train": 0.4, "over_select": 2.0}
+    more = run(job, {**overrides, "strategy.options": options})
+    assert [each.sites for each in more.history if each.number] == [2, 2, 2]
+    assert sum(seconds(more)) < sum(seconds(half))
+    assert bits(run(job, {**overrides, "strategy.options": options})) == bits(more)
