@@ -25,7 +25,7 @@ from fedlearn.job.placement import MAX_SITES, Placement
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec
 from fedlearn.simulation.setup import MAX_CLIENTS
 
-__all__ = ["SimulatedJob", "name_of", "read_job"]
+__all__ = ["SimulatedJob", "metric_of", "name_of", "read_job"]
 
 _NO_POLICY: Final = bytes(32)
 
@@ -95,10 +95,21 @@ def name_of(file: Path) -> str:
 
     :raises ConfigError: when it has none.
     """
+    if file.is_dir():
+        file /= "job.toml"
     name = _source(file).table.get("name")
     if not isinstance(name, str) or not config.NAME.fullmatch(name):
         raise ConfigError("has no name", where=str(file), key="name")
     return name
+
+
+def metric_of(file: Path) -> str:
+    """Return the metric that the job in a file shows first; empty where it names none."""
+    if file.is_dir():
+        file /= "job.toml"
+    evaluate = _source(file).table.get("evaluate")
+    metric = evaluate.get("metric") if isinstance(evaluate, dict) else None
+    return metric if isinstance(metric, str) else ""
 
 
 def _source(file: Path) -> toml.Source:

@@ -61,10 +61,10 @@ from server.flower.ipc.failures import failure_of
 from server.flower.ipc.task import enter_run
 from server.flower.job_plan import JobPlan
 
-__all__ = ["RUNS", "simulate"]
+__all__ = ["BACKENDS", "simulate"]
 
-RUNS: Final = Path("runs")
-"""Where the command keeps runs if no folder is named."""
+BACKENDS: Final = ("process",)
+"""Where clients may run."""
 
 _CHECKPOINT: Final = "checkpoint"
 _HISTORY: Final = "history.json"
@@ -102,7 +102,7 @@ def simulate(
     :param clients: how many clients, ``client-0000`` and so on, take the place of the job's
         sites. A quorum stays the same share of them.
     :param workers: processes for the clients; 0: they run in this process.
-    :param backend: ``process``, or ``ray`` for a cluster.
+    :param backend: where workers run: ``process`` on this machine.
     :param seed: in place of the job's.
     :param overrides: values by dotted key in place of those of the job:
         ``{"strategy.name": "fedadam", "config.learning-rate": 0.1}``.
@@ -224,6 +224,10 @@ class _Simulation:
             return self._end(coordinator, session, time.monotonic() - started)
 
     def _backend(self, plan: JobPlan, installed: bundle.Installed, parties: Parties) -> Backend:
+        if self.backend not in BACKENDS:
+            raise ConfigError(
+                f"{self.backend!r} is not one of {', '.join(BACKENDS)}", key="backend"
+            )
         count = self.workers
         if not count and int(plan.spec.resources.cpu) > 1:
             # The aggregator has one thread, and such an app has more: it needs another process.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edge.client.flower.loaded_app import LoadedApp
+from edge.client.flower.loaded_app import LoadedApp, frames
 from edge.client.log_records import RecordHandler
 from fedlearn.app import install as bundle
 from fedlearn.errors import FedlearnError
@@ -46,7 +46,7 @@ class _App:
     def call(self, request: dict[str, Any], blobs: Sequence[Part]) -> list[Part]:
         """Call the app with one message; return its answer in frames."""
         split = request["split"]
-        return self._app.call(
+        answer = self._app.call(
             self._context,
             blobs[:split],
             run=request["run"],
@@ -54,6 +54,7 @@ class _App:
             seed=bytes.fromhex(request["seed"]),
             state=None if request["keep"] else blobs[split:],
         )
+        return frames(answer)
 
     def state(self) -> list[Part]:
         """Return the state of the app in frames; none when it is empty."""

@@ -206,7 +206,7 @@ class AppProcess:
             raise TypeError("the failure is not a text")
         content = RecordDict()
         if failure is None and not empty:
-            content = content_of(blobs[:split])
+            content = _content(blobs[:split])
         return Answer(failure=failure, content=content, state=blobs[split:])
 
     def _ended(self) -> str:
@@ -257,7 +257,7 @@ class AppProcess:
         )
 
 
-def content_of(message: Sequence[Part]) -> RecordDict:
+def _content(message: Sequence[Part]) -> RecordDict:
     """Return the records of a message in frames; the rest of it is ignored."""
     head = Head.from_bytes(message[0])
     found = inflate(message[0], dict(zip(head.parts, message[1:], strict=True)))

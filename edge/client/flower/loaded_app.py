@@ -21,7 +21,7 @@ from fedlearn.errors import JobError
 from fedlearn.job.seeds import seed_generators
 from fedlearn.sandbox.memory_file import Part
 
-__all__ = ["LoadedApp"]
+__all__ = ["LoadedApp", "frames"]
 
 _LIMIT: Final = 1 << 40
 
@@ -63,8 +63,8 @@ class LoadedApp:
         node: int,
         seed: bytes,
         state: State | None = None,
-    ) -> list[Part]:
-        """Call the app with one message; return its answer in frames.
+    ) -> RecordDict:
+        """Call the app with one message; return the records of its answer, packed.
 
         :param message: head and parts of the message.
         :param run: the coordinator's number of the job, and ``node`` that of the client.
@@ -83,11 +83,11 @@ class LoadedApp:
         if reply.has_error():
             raise JobError(f"the app answered with an error: {reply.error.reason}")
         del asked  # its arrays, before the answer takes its room
-        return _frames(reply.content)
+        return Packer().content(reply.content)
 
     def state(self, context: Context) -> list[Part]:
         """Return the state of a client in frames; none when it is empty."""
-        return _frames(context.state) if len(context.state) else []
+        return frames(Packer().content(context.state)) if len(context.state) else []
 
 
 def _message(frames: Sequence[Part]) -> Message:
@@ -97,7 +97,6 @@ def _message(frames: Sequence[Part]) -> Message:
     return message
 
 
-def _frames(content: RecordDict) -> list[Part]:
-    """Return a message with these records; its metadata are not used."""
-    message = Message(Packer().content(content), dst_node_id=0, message_type=MessageType.QUERY)
-    return flatten([message]).frames(0)
+def frames(content: RecordDict) -> list[Part]:
+    """Return a message with these records, which are packed; its metadata are not used."""
+    return flatten([Message(content, dst_node_id=0, message_type=MessageType.QUERY)]).frames(0)

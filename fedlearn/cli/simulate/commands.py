@@ -40,10 +40,10 @@ __all__ = ["command"]
 )
 @click.option(
     "--backend",
-    type=click.Choice(["process", "ray"]),
+    type=click.Choice(["process"]),
     default="process",
     show_default=True,
-    help="Where workers run: on this machine, or in the Ray cluster of RAY_ADDRESS.",
+    help="Where workers run: as processes on this machine.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="In place of the job's.")
 @click.option(
@@ -76,10 +76,9 @@ def command(
     The model is that of a deployed run with the same data and seed, to the bit. No app has a
     sandbox: simulate only apps that you trust. Ctrl-C stops the run; --resume continues it.
     """
-    # Before numpy and torch are imported, which read it then: the number of their threads is part
-    # of the result. The simulation sets the number of the job.
     from fedlearn.api.simulation import INSECURE, simulate_in_folder
     from fedlearn.local.children import terminate_as_interrupt
+    from fedlearn.simulation.jobs import metric_of
     from fedlearn.terminal.progress import show_for
 
     if not as_json:
@@ -96,7 +95,7 @@ def command(
             workers=workers,
             backend=backend,
             seed=seed,
-            show=show_for(as_json=as_json, metric=""),
+            show=show_for(as_json=as_json, metric=metric_of(file)),
             thin=not as_json,
         )
     weights = result.weights

@@ -16,7 +16,6 @@ from flwr.app import RecordDict
 from edge.client.flower.app_process import (
     Answer,
     AppLimits,
-    content_of,
 )
 from edge.client.flower.app_state import State
 from edge.client.flower.fleet import Work
@@ -182,7 +181,7 @@ class _AppOfSite:
         """Call the app; an exception of it becomes a failure with its place in the app."""
         failure, content, kept = None, RecordDict(), list[Part]()
         try:
-            frames = self._app.call(
+            content = self._app.call(
                 self._context,
                 message,
                 run=question["run"],
@@ -190,7 +189,6 @@ class _AppOfSite:
                 seed=bytes.fromhex(question["seed"]),
                 state=state,
             )
-            content = content_of(frames)
             kept = self._app.state(self._context)
         except FedlearnError as error:
             failure = str(error)[:_MAX_FAILURE]
