@@ -27,16 +27,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from attestation.durable import sync_directory, write_once
-from attestation.errors import UNREADABLE, AttestationError
+from attestation.errors import AttestationError
 from attestation.length_prefixed import pack
+from edge.protocol.peer import ECDSA, check_signature, identified
 from fedlearn.errors import LaunchError
-from fedlearn.identity.spiffe import ClientId, SiteId, SpiffeId, parse
+from fedlearn.identity.spiffe import ClientId, SiteId
 from fedlearn.sealing.keys import PUBLIC_KEY_BYTES, hpke_open, hpke_seal
 from fedlearn.update.commitment import SEED_BYTES
 
@@ -45,8 +43,6 @@ __all__ = ["MAX_GRANT_BYTES", "Client", "grant_seed", "kept_seed", "open_grant",
 MAX_GRANT_BYTES: Final = 32 * 1024
 _ASK: Final = b"fedlearn-seed-request/1\0"
 _ANSWER: Final = b"fedlearn-seed-reply/1\0"
-_MAX_CERTIFICATES: Final = 4
-_ECDSA: Final = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +65,7 @@ def request_seed(
 
     ``hpke_key`` is the raw X25519 public key that the seed is to be sealed to.
     """
-    return pack(chain, hpke_key, key.sign(_ask(who, hpke_key), _ECDSA))
+    return pack(chain, hpke_key, key.sign(_ask(who, hpke_key), ECDSA))
 
 
 def grant_seed(
@@ -89,18 +85,18 @@ def grant_seed(
     :raises LaunchError: when the request is not from this client, or it is not admitted now.
     """
     shown, hpke_key, signature = _unpack(request, "the request for a seed")
-    identity, public = _identified(shown, ca_pem, now, "the client")
+    identity, public = identified(shown, ca_pem, now, "the client")
     ours = (who.job, who.site, who.client)
     if not isinstance(identity, ClientId) or (identity.job, identity.site, identity.client) != ours:
         raise LaunchError(f"{identity} is not the client whose seed this is")
     if len(hpke_key) != PUBLIC_KEY_BYTES:
         raise LaunchError("the request for a seed is malformed")
-    _check(public, signature, _ask(who, hpke_key), "the request for a seed")
+    check_signature(public, signature, _ask(who, hpke_key), "the request for a seed")
     try:
         sealed = hpke_seal(seed, hpke_key, info=_ask(who, hpke_key))
     except ValueError as error:
         raise LaunchError("the seed cannot be sealed to the client's key") from error
-    return pack(chain, sealed, key.sign(_answer(who, hpke_key, sealed), _ECDSA))
+    return pack(chain, sealed, key.sign(_answer(who, hpke_key, sealed), ECDSA))
 
 
 def open_grant(
@@ -118,10 +114,10 @@ def open_grant(
     """
     hpke_key = hpke.public_key().public_bytes_raw()
     shown, sealed, signature = _unpack(reply, "the reply with the seed")
-    identity, public = _identified(shown, ca_pem, now, "the site")
+    identity, public = identified(shown, ca_pem, now, "the site")
     if not isinstance(identity, SiteId) or identity.site != who.site:
         raise LaunchError(f"{identity} is not the site {who.site}")
-    _check(public, signature, _answer(who, hpke_key, sealed), "the reply with the seed")
+    check_signature(public, signature, _answer(who, hpke_key, sealed), "the reply with the seed")
     try:
         seed = hpke_open(sealed, hpke, info=_ask(who, hpke_key))
     except AttestationError as error:
@@ -154,44 +150,6 @@ def _unpack(data: bytes, what: str) -> Sequence[bytes]:
     if rest or len(fields) != 3:
         raise LaunchError(f"{what} is malformed")
     return fields
-
-
-def _identified(
-    pem: bytes, ca_pem: bytes, now: datetime, what: str
-) -> tuple[SpiffeId, ec.EllipticCurvePublicKey]:
-    """Return the identity and key in a certificate that the CA itself has signed.
-
-    :raises LaunchError: when it has not, or the certificate is not valid now.
-    """
-    try:
-        leaf, *others = x509.load_pem_x509_certificates(pem)
-        (authority, *_) = x509.load_pem_x509_certificates(ca_pem)
-        leaf.verify_directly_issued_by(authority)
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        key = leaf.public_key()
-    except (
-        InvalidSignature,
-        x509.ExtensionNotFound,
-        *UNREADABLE,
-    ) as error:
-        raise LaunchError(f"the certificate of {what} is not one of this coordinator") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or len(others) >= _MAX_CERTIFICATES:
-        raise LaunchError(f"the certificate of {what} is not one of this coordinator")
-    if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
-        raise LaunchError(
-            f"the certificate of {what} is valid from {leaf.not_valid_before_utc} to "
-            f"{leaf.not_valid_after_utc}",
-            hint="set the clocks of the agent's node and of the client's node (NTP)",
-        )
-    return parse(uri), key
-
-
-def _check(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes, what: str) -> None:
-    try:
-        key.verify(signature, message, _ECDSA)
-    except InvalidSignature:
-        raise LaunchError(f"{what} is not signed by the key of its certificate") from None
 
 
 def kept_seed(state: Path, job: str) -> bytes:

@@ -40,7 +40,9 @@ __all__ = [
     "CALL",
     "COMPRESSED",
     "FILTERED",
+    "MASKED",
     "PACKED",
+    "SECAGG",
     "Flat",
     "FlowerMismatch",
     "Packer",
@@ -64,6 +66,14 @@ CALL: Final = "fedlearn.call"
 
 FILTERED: Final = "fedlearn.filters"
 """The name of the record in which a client states how its site has filtered an update."""
+
+SECAGG: Final = "query.secagg"
+"""The type of the messages of secure aggregation beside those to train, which have no type of their
+own. Question and answer hold one ConfigRecord of this name: ``stage``, ``session`` and ``body``
+(:mod:`fedlearn.secure_aggregation.messages`)."""
+
+MASKED: Final = "masked"
+"""The name of the one array of a masked update."""
 
 _NAME: Final = "packed"
 

@@ -47,6 +47,7 @@ from fedlearn.job.constraints.parts import (
     default_quorum,
     faults_of_cohort,
     faults_of_logs,
+    faults_of_masks,
     faults_of_privacy,
     faults_of_root,
     faults_of_selection,
@@ -178,6 +179,15 @@ class JobSpec:
             )
             quorum = self.quorum or self.placement.choose or len(self.sites)
             faults += faults_of_cohort(self.privacy, self.sites, self.placement, quorum)
+        if self.aggregation.masked:
+            faults += faults_of_masks(
+                self.strategy,
+                self.aggregation,
+                self.compression,
+                sites=self.placement.choose or len(self.sites),
+                quorum=self.quorum,
+                private=self.privacy is not None,
+            )
         if self.app_logs == "sealed":
             faults += faults_of_logs(self.owner_key, private=self.privacy is not None)
         if faults:
@@ -274,6 +284,8 @@ class JobSpec:
             del values["app_logs"]  # for the same reason
         if self.aggregation.site_filters == "accept":
             del values["aggregation"]["site_filters"]  # likewise
+        if not self.aggregation.masked:
+            del values["aggregation"]["secure"], values["aggregation"]["secagg"]
         del values["privacy"], values["compression"]
         if self.privacy is not None:
             values["privacy"] = self.privacy.to_mapping()

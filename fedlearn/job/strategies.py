@@ -38,6 +38,7 @@ __all__ = [
     "AGGREGATED",
     "APP",
     "BY_MALICIOUS",
+    "MASKED",
     "MEAN_FAMILY",
     "OVER_SELECT",
     "REQUIRED",
@@ -181,6 +182,9 @@ MEAN_FAMILY: Final = frozenset(
     }
 )
 """The strategies that use only the mean of the updates, to which noise can be added."""
+
+MASKED: Final = MEAN_FAMILY - {"feddyn"}
+"""The strategies that use the weighted mean only, which secure aggregation makes."""
 
 BY_MALICIOUS: Final = frozenset({"bulyan", "krum", "multikrum"})
 """The rules that need to know how many of the updates may be malicious, mixed or not."""

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (an option is a field specifier; each makes a new field)
 """The tables of a job's file: strategy, aggregation, evaluation, resources and data."""
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from attestation.config import (
     number,
     option,
     scalar,
+    table,
     text,
     toml,
     whole,
@@ -32,6 +34,7 @@ from fedlearn.job.strategies import (
     VISIBLE_TO_APP,
     option_fault,
 )
+from fedlearn.secure_aggregation.spec import SECAGG_PLUS, SecAggSpec
 
 __all__ = [
     "MAX_ROUNDS",
@@ -104,10 +107,21 @@ class AggregationSpec:
         ``accept``: a site may filter its updates before they leave
         (:mod:`fedlearn.config.filters`); the events of the job name the filters. ``refuse``: the
         job does not run at such a site.
+    ``secure``
+        ``secagg+``: the coordinator learns the sum of the updates and no single one
+        (:mod:`fedlearn.secure_aggregation`); with the parameters in ``secagg``. ``off``: the
+        coordinator, attested, receives each update.
     """
 
     updates: str = option(choice(*UPDATES), default=AGGREGATED)
     site_filters: str = option(choice("accept", "refuse"), default="accept")
+    secure: str = option(choice("off", SECAGG_PLUS), default="off")
+    secagg: SecAggSpec = option(table(SecAggSpec), factory=SecAggSpec)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the coordinator receives masked updates only."""
+        return self.secure == SECAGG_PLUS
 
     @property
     def visible(self) -> bool:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 from attestation.length_prefixed import pack
 from fedlearn.errors import RoundError, UpdateRejected
-from fedlearn.secure_aggregation import keys, shamir
+from fedlearn.secure_aggregation import keys, messages, shamir
 from fedlearn.secure_aggregation.fixed_point import Vector
 from fedlearn.secure_aggregation.graph import Graph
 from fedlearn.secure_aggregation.roster import (
@@ -65,6 +65,32 @@ class ClientSession:
         self._seed = secrets.token_bytes(shamir.SECRET_BYTES)
         self._shares: dict[int, bytes] = {}
 
+    def to_bytes(self) -> bytes:
+        """Return the session with its secrets, for :meth:`resumed`: not for the wire."""
+        roster = messages.write_roster(self._roster.keys, ()) if self._done > 1 else b""
+        fields = (self._channel, self._mask, self._seed, roster)
+        session = (self.session.job, self.session.round.to_bytes(4, "big"), self.session.id)
+        shares = messages.write_numbered(self._shares)
+        return messages.write_fields(bytes([self._done]), *session, *fields, shares)
+
+    def resumed(self, data: bytes) -> Self:
+        """Take the state that :meth:`to_bytes` wrote, and return this session.
+
+        :raises UpdateRejected: when it is not such a state.
+        """
+        done, job, number, id_, *fields, shares = messages.read_fields(data, 9)
+        self._channel, self._mask, self._seed, roster = fields
+        self.session = Session(job=job, round=int.from_bytes(number, "big"), id=id_)
+        self._done = done[0]
+        if self._done > 1:
+            self._enter(Roster(self.session, messages.read_roster(roster), self._sites))
+        self._shares = messages.read_numbered(shares)
+        return self
+
+    def _enter(self, roster: Roster) -> None:
+        self._roster, self._me = roster, roster.number(self._site)
+        self._graph = Graph(self._spec, roster.context, len(roster))
+
     def _step(self, number: int) -> None:
         if self._done != number:
             raise RoundError(
@@ -93,8 +119,7 @@ class ClientSession:
         """
         self._step(1)
         roster = Roster(self.session, advertised, self._sites)
-        self._me = roster.number(self._site)
-        ours = roster.keys[self._me]
+        ours = roster.keys[roster.number(self._site)]
         if (ours.channel, ours.mask) != (keys.public(self._channel), keys.public(self._mask)):
             raise UpdateRejected("the roster has other keys for this client than its own")
         if len(roster) < max(self._quorum, LEAST_CLIENTS):
@@ -102,8 +127,8 @@ class ClientSession:
                 f"the roster has {len(roster)} clients; secure aggregation needs the quorum of "
                 f"{self._quorum}, and {LEAST_CLIENTS} at least"
             )
-        self._roster = roster
-        self._graph = graph = Graph(self._spec, roster.context, len(roster))
+        self._enter(roster)
+        graph = self._graph
         neighbours = graph.neighbours(self._me)
         for each in neighbours:
             theirs = roster.keys[each]
@@ -180,6 +205,15 @@ class ClientSession:
             each: shares[:size] if each in alive else shares[size:]
             for each, shares in self._shares.items()
         }
+
+    def names(self, clients: Collection[int]) -> list[str]:
+        """Return the sites of some clients of the roster.
+
+        :raises UpdateRejected: for a number that is not on it.
+        """
+        if self._done < 2 or not set(clients) <= set(range(len(self._roster))):
+            raise UpdateRejected("the survivors are not on the roster")
+        return [self._roster.sites[each] for each in clients]
 
     def _channel_to(self, other: int) -> bytes:
         theirs = self._roster.keys[other].channel

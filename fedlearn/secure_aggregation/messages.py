@@ -26,11 +26,13 @@ from fedlearn.secure_aggregation.roster import PublicKeys
 
 __all__ = [
     "MAX_BYTES",
+    "read_fields",
     "read_keys",
     "read_numbered",
     "read_numbers",
     "read_roster",
     "read_shares",
+    "write_fields",
     "write_keys",
     "write_numbered",
     "write_numbers",
@@ -131,6 +133,19 @@ def read_numbers(data: bytes) -> list[int]:
     return _grown([_read_number(field) for field in _fields(data)])
 
 
+def write_fields(*fields: bytes) -> bytes:
+    """Return byte strings, each after its length."""
+    return pack(*fields)
+
+
+def read_fields(data: bytes, count: int | None) -> list[bytes]:
+    """Return so many byte strings, or all for None.
+
+    :raises UpdateRejected: when there are others.
+    """
+    return _fields(data, count, most=MAX_BYTES)
+
+
 def _numbered(fields: Sequence[bytes]) -> dict[int, bytes]:
     if len(fields) % 2:
         raise UpdateRejected("a number without its value")
@@ -154,7 +169,7 @@ def _read_number(field: bytes) -> int:
     return int.from_bytes(field, "big")
 
 
-def _fields(data: bytes, count: int | None = None) -> list[bytes]:
+def _fields(data: bytes, count: int | None = None, *, most: int = _MAX_FIELD) -> list[bytes]:
     """Return the fields of a message; raises UpdateRejected where they are not these."""
     if len(data) > MAX_BYTES:
         raise UpdateRejected(f"a message of {len(data)} bytes; at most {MAX_BYTES} are read")
@@ -163,7 +178,7 @@ def _fields(data: bytes, count: int | None = None) -> list[bytes]:
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         end = at + 4 + length
-        if at + 4 > len(data) or length > _MAX_FIELD or end > len(data):
+        if at + 4 > len(data) or length > most or end > len(data):
             raise UpdateRejected("a message of secure aggregation is cut short or malformed")
         found.append(data[at + 4 : end])
         at = end

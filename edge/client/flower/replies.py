@@ -40,9 +40,10 @@ from edge.client.flower.app_state import EMPTY, Call, State, StateHistory
 from edge.client.flower.compression import UpdateCompressor
 from edge.client.flower.filters import UpdateFilters
 from edge.client.flower.fleet import Work
+from edge.client.flower.masking import MaskedUpdates
 from fedlearn.app import install as bundle
 from fedlearn.app.array_records import arrays_of, record_of, records_of
-from fedlearn.app.flower import CALL, FILTERED, Flat, Packer, flatten, inflate, unpack
+from fedlearn.app.flower import CALL, FILTERED, SECAGG, Flat, Packer, flatten, inflate, unpack
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
 from fedlearn.compression.codec import Residual
 from fedlearn.config.filters import FilterSpec
@@ -53,6 +54,7 @@ from fedlearn.privacy import ClientPrivacy, noise_secret
 from fedlearn.privacy.adaptive import WITHIN, checked_clip
 from fedlearn.privacy.app_config import app_config
 from fedlearn.sandbox.memory_file import same_bytes
+from fedlearn.secure_aggregation.roster import Credentials
 
 __all__ = ["WITHHELD", "ClientPlan", "Memory", "Replies"]
 
@@ -63,10 +65,10 @@ _STATES: Final = 4
 """A state of an app has at most this part of the app's memory; a few states are kept."""
 
 WITHHELD: Final = (
-    "the app gave no answer; under [privacy] the reason does not leave the client "
-    "(`fedlearn job try` shows it)"
+    "the app gave no answer; under [privacy] and with secure aggregation the reason does not leave "
+    "the client (`fedlearn job try` shows it)"
 )
-"""What a client replies for every failure of the app when the job has ``[privacy]``."""
+"""What a client replies for every failure of the app that must not choose a text that leaves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +106,12 @@ class Memory:
 
     ``state``     of the app
     ``residual``  what compression has removed from the updates so far
+    ``secure``    the session of secure aggregation, with its secrets
     """
 
     state: State = EMPTY
     residual: Residual = field(default_factory=dict)
+    secure: bytes = field(default=b"", repr=False)
 
 
 class Replies:
@@ -120,6 +124,7 @@ class Replies:
     :param log: takes what the app writes; by default it is discarded.
     :param app: the app, loaded; by default it gets a process of its own in a sandbox.
     :param memory: of earlier calls.
+    :param credentials: sign the keys of secure aggregation; by default they are not signed.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class Replies:
         log: AppLog | None = None,
         app: App | None = None,
         memory: Memory | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         memory = memory or Memory()
         self.node = self.run = 0
@@ -148,6 +154,15 @@ class Replies:
         self._compressor: UpdateCompressor | None = None
         if plan.spec.compression.active:
             self._compressor = UpdateCompressor(plan.spec, memory.residual)
+        self._masked: MaskedUpdates | None = None
+        if plan.spec.aggregation.masked:
+            self._masked = MaskedUpdates(
+                plan.spec,
+                plan.site,
+                weighted_by=plan.weighted_by,
+                credentials=credentials,
+                memory=memory.secure,
+            )
         self._filters = UpdateFilters(plan.spec, plan.filters, secret=plan.filter_secret)
         self._history = StateHistory[State]()
         self._installed: bundle.Installed | None = None
@@ -159,7 +174,8 @@ class Replies:
     def memory(self) -> Memory:
         """What the client has kept so far."""
         residual = {} if self._compressor is None else self._compressor.residual
-        return Memory(self._state, residual)
+        secure = b"" if self._masked is None else self._masked.memory
+        return Memory(self._state, residual, secure)
 
     def load(self) -> None:
         """Unpack and check the app and load it, once.
@@ -180,7 +196,7 @@ class Replies:
             self._started()
         except FedlearnError as error:
             self._note(error, "the app was not loaded")
-            if self._privacy is None:
+            if self._privacy is None and self._masked is None:
                 raise
             raise AppFailed(WITHHELD) from None
         finally:
@@ -198,7 +214,9 @@ class Replies:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  content of user code that Flower does not take
             self._note(error, "the app's answer cannot be sent")
-            reason = WITHHELD if self._privacy else f"{type(error).__name__}: {error}"
+            reason = (
+                WITHHELD if self._privacy or self._masked else f"{type(error).__name__}: {error}"
+            )
         finally:
             self._deliver_log()
         return flatten([_failure(message, reason)])
@@ -208,8 +226,12 @@ class Replies:
         kind = message.metadata.message_type
         call = Call.of(int(config.get("round", 0)), kind)
         self._round = call.round
+        if self._masked is not None and kind == SECAGG:
+            return self._masked.answer(message.content, call.round)
         self._state = self._history.before(call, self._state)
         privacy = self._privacy
+        if self._masked is not None:
+            return self._hidden(self._masked, work, message.content, call, kind)
         if privacy is None:
             answer = self._filtered(self._called(work, call, kind), message.content, kind)
             return self._stated(self._compressed(answer, message.content, call, kind))
@@ -228,6 +250,22 @@ class Replies:
         if records_of(outgoing, ArrayRecord):
             self._charge(message.metadata.message_id)
         return self._stated(Packer().content(outgoing))
+
+    def _hidden(
+        self, masked: MaskedUpdates, work: Work, asked: RecordDict, call: Call, kind: str
+    ) -> RecordDict:
+        """Return the masked update; nothing else of the app's answer leaves, not even a reason."""
+        if kind.split(".")[0] != MessageType.TRAIN:
+            raise JobError("with secure aggregation nothing but masked updates leaves the client")
+        limit = self._plan.max_message_bytes
+        try:
+            asked = unpack(asked, max_bytes=limit)
+            answer = self._filtered(self._called(work, call, kind), asked, kind)
+            answer = unpack(answer, max_bytes=limit)
+            return self._stated(Packer().content(masked.masked(answer, asked, call.round)))
+        except Exception as error:  # noqa: BLE001  the app can choose each error that this has
+            self._note(error, "the app's answer does not leave")
+            raise JobError(WITHHELD) from None
 
     def _filtered(self, answer: RecordDict, asked: RecordDict, kind: str) -> RecordDict:
         """Return the answer of the app after the filters of the site."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from edge.client.app_log import AppLog
 from edge.client.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
+from edge.client.flower.masking import FleetCredentials
 from edge.client.flower.replies import ClientPlan, Replies
 from fedlearn.app.message import Flat
 from fedlearn.backoff import Backoff, retry
@@ -47,7 +48,14 @@ class WarmClient:
     ) -> None:
         self._plan = plan
         self._fleet = Fleet(address, identity, max_message_bytes=plan.max_message_bytes)
-        self._replies = Replies(plan, directory=directory, charge=charge, log=log)
+        self._credentials = FleetCredentials(identity, plan.spec.name)
+        self._replies = Replies(
+            plan,
+            directory=directory,
+            charge=charge,
+            log=log,
+            credentials=self._credentials,
+        )
         self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()
 
@@ -62,6 +70,7 @@ class WarmClient:
 
     def renew(self, identity: Identity) -> None:
         """Use a new certificate; the current work continues."""
+        self._credentials.renew(identity)
         self._fleet.renew(identity)
 
     def stop(self) -> None:

@@ -13,10 +13,11 @@ from fedlearn.job.asynchronous.options import (
     asynchronous_faults,
     updates_of_a_version,
 )
-from fedlearn.job.constraints.robust_rules import root_fault
+from fedlearn.job.constraints.robust_rules import least_updates, root_fault
 from fedlearn.job.placement import Placement
 from fedlearn.job.strategies import (
     APP,
+    MASKED,
     MEAN_FAMILY,
     OVER_SELECT,
     over_selection_fault,
@@ -24,6 +25,7 @@ from fedlearn.job.strategies import (
 )
 from fedlearn.job.tables import AggregationSpec, StrategySpec
 from fedlearn.privacy.spec import PrivacySpec
+from fedlearn.secure_aggregation.spec import LEAST_CLIENTS, SECAGG_PLUS
 
 __all__ = [
     "MAX_NAMES_BYTES",
@@ -31,6 +33,7 @@ __all__ = [
     "default_quorum",
     "faults_of_cohort",
     "faults_of_logs",
+    "faults_of_masks",
     "faults_of_privacy",
     "faults_of_root",
     "faults_of_selection",
@@ -159,6 +162,52 @@ def faults_of_cohort(
             ("quorum",),
             f"is {quorum}, below the {privacy.shares} shares of noise that [privacy] needs: a "
             f"round with fewer updates is not released; set quorum = {privacy.shares} or more",
+        )
+
+
+def faults_of_masks(
+    strategy: StrategySpec,
+    aggregation: AggregationSpec,
+    compression: CompressionSpec,
+    *,
+    sites: int,
+    quorum: int,
+    private: bool,
+) -> Iterator[Fault]:
+    """Yield what a job with secure aggregation must not have: all that needs a single update."""
+    if strategy.name not in {APP, *MASKED}:
+        yield (
+            ("strategy", "name"),
+            f'"{strategy.name}" needs more than the sum of the updates, and secure = '
+            f'"{SECAGG_PLUS}" discloses nothing else; use {", ".join(sorted(MASKED))}',
+        )
+    if aggregation.visible:
+        yield (
+            ("aggregation", "updates"),
+            '"visible-to-app" shows the app single updates, which secure aggregation hides; use '
+            '"aggregated"',
+        )
+    if compression.active:
+        yield (
+            ("compression",),
+            "excludes secure aggregation: masks fill all bits of a number, so that masked updates "
+            "cannot be compressed; remove the table",
+        )
+    if private:
+        yield (
+            ("privacy",),
+            "excludes secure aggregation: the coordinator checks that each update is clipped, and "
+            "would see none; remove one of the two",
+        )
+    if fault := aggregation.secagg.overflow(sites):
+        yield ("aggregation", "secagg", "max_weight"), fault
+    least = least_updates(strategy.options, quorum or sites)
+    if least < LEAST_CLIENTS:
+        yield (
+            ("aggregation", "secure"),
+            f"needs rounds of {LEAST_CLIENTS} updates, because of two each site knows the other's "
+            f"from the sum, and a round of this job may have {least}; raise `quorum`, or name more "
+            "sites",
         )
 
 

@@ -37,7 +37,14 @@ from typing import Any, Final
 
 from fedlearn.job.strategies import BY_MALICIOUS, STRATEGIES
 
-__all__ = ["PRE_AGGREGATION", "mixing_fault", "outliers", "root_fault", "too_few_updates"]
+__all__ = [
+    "PRE_AGGREGATION",
+    "least_updates",
+    "mixing_fault",
+    "outliers",
+    "root_fault",
+    "too_few_updates",
+]
 
 PRE_AGGREGATION: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
@@ -74,6 +81,15 @@ def mixing_fault(name: str, options: Mapping[str, Any]) -> str:
     return ""
 
 
+def least_updates(options: Mapping[str, Any], quorum: int) -> int:
+    """Return how many updates a round of a job may have.
+
+    >>> least_updates({"fraction_train": 0.5}, 6)
+    3
+    """
+    return min(quorum, max(1, int(options.get("fraction_train", 1.0) * quorum)))
+
+
 def too_few_updates(name: str, options: Mapping[str, Any], quorum: int) -> str:
     """Return why a round may have too few updates for a strategy; empty where none may.
 
@@ -86,7 +102,7 @@ def too_few_updates(name: str, options: Mapping[str, Any], quorum: int) -> str:
     '"krum" with num_malicious_nodes = 1 needs 5 updates in each round (n >= 2f + 3, Blanchard et \
 al. 2017), and a round of this job may have 2'
     """
-    updates = min(quorum, max(1, int(options.get("fraction_train", 1.0) * quorum)))
+    updates = least_updates(options, quorum)
     malicious = int(options.get("num_malicious_nodes", 0))
     match name:
         case "krum" | "multikrum":

@@ -35,7 +35,7 @@ from fedlearn.clock import REAL, Clock
 from fedlearn.errors import FedlearnError, JobError, PrivacyError, TransportError
 from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.seeds import derive, seed_generators
-from fedlearn.job.strategies import APP, STRATEGIES
+from fedlearn.job.strategies import APP, MASKED, STRATEGIES
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.sandbox import protect_this_process
 from fedlearn.sandbox.memory_file import Part, view_of
@@ -52,6 +52,7 @@ from server.flower.aggregation.remote import (
 )
 from server.flower.aggregation.round_updates import Rules
 from server.flower.aggregation.rounds import Rounds, RoundStrategy, Stage
+from server.flower.aggregation.secure.strategy import SecureMean
 from server.flower.aggregation.strategies.classes import CLASSES
 from server.flower.application import app_files as appfiles
 from server.flower.exchange.calls import MAX_RECORD_BYTES, CoordinatorClient
@@ -74,6 +75,11 @@ _SLACK_BYTES: Final = 64 * 1024 * 1024
 _NO_METRICS: Final = (
     "under [privacy] no loss or metric of a site leaves it; the app may evaluate the model of each "
     "round at the coordinator, on public data (evaluate_fn)"
+)
+
+_MASKED_METRICS: Final = (
+    "with secure aggregation no loss or metric of a site leaves it, and no site evaluates; the app "
+    "may evaluate the model of each round at the coordinator, on public data (evaluate_fn)"
 )
 
 
@@ -220,6 +226,8 @@ class Session:
         )
 
     def _built_in(self, name: str, options: Mapping[str, Any], stage: int, **own: Any) -> BuiltIn:
+        if self._plan.spec.aggregation.masked:
+            return self._secure(name, options, stage)
         travels = self._plan.spec.compression.travels
         sites = len(self._plan.spec.sites)
         strategy = BuiltIn(
@@ -227,6 +235,15 @@ class Session:
         )
         strategy.stage = stage
         self.grid.validator.weigh_by(strategy.inner.weighted_by_key)
+        return strategy
+
+    def _secure(self, name: str, options: Mapping[str, Any], stage: int) -> BuiltIn:
+        if name not in MASKED:
+            raise self._refused(f"starts {name}, which needs more than the sum of the updates")
+        if stage == 1:
+            self._coordinator.event("log", line=_MASKED_METRICS)
+        strategy = SecureMean(name, options, self._plan.spec)
+        strategy.stage = stage
         return strategy
 
     def _asynchronous(self) -> BuiltIn:
@@ -329,6 +346,7 @@ def _rules(plan: JobPlan) -> Rules:
         max_update_bytes=plan.max_update_bytes,
         visible=spec.aggregation.visible and spec.strategy.name == APP,
         site_filters=spec.aggregation.site_filters == "accept",
+        secure=spec.aggregation.masked,
         exact_metrics=spec.privacy is not None and spec.privacy.insecure_exact_metrics,
         adaptive_clip=spec.privacy is not None and spec.privacy.clip_quantile is not None,
         blind=plan.noise_secret,

@@ -30,6 +30,7 @@ class Rules:
     max_update_bytes: int
     visible: bool = False
     site_filters: bool = True
+    secure: bool = False
     exact_metrics: bool = False
     adaptive_clip: bool = False
     blind: bytes = field(default=b"", repr=False)
@@ -169,6 +170,6 @@ class RoundUpdates:
         if train:
             self._coordinator.note("update.rejected", round=self.round, site=site, reason=shown)
         else:
-            line = f"round {self.round}: no evaluation of this site: {shown}"
+            line = f"round {self.round}: no answer of this site: {shown}"
             self._coordinator.note("log", line=line, site=site, level="warning")
         return shown

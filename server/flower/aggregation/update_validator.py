@@ -19,13 +19,14 @@ from flwr.app import (
 )
 
 from fedlearn.app.array_records import records_of
-from fedlearn.app.flower import FILTERED, inflate, metadata_of
+from fedlearn.app.flower import FILTERED, SECAGG, inflate, metadata_of
 from fedlearn.app.message import UNKNOWN
 from fedlearn.config.filters import FILTER_KINDS, MOST_FILTERS
 from fedlearn.errors import FedlearnError, UpdateRejected
 from fedlearn.privacy.adaptive import WITHIN
 from server.flower.aggregation.replies import ReplyChecks, Spec
 from server.flower.aggregation.round_updates import RoundUpdates, Rules
+from server.flower.aggregation.secure.answers import checked
 from server.flower.aggregation.update_decoder import UpdateDecoder
 from server.flower.exchange.coordinator import Node
 from server.flower.job_plan import Reply
@@ -62,6 +63,7 @@ class UpdateValidator:
     ``added``          whether updates go into the exact mean one by one: it looks at every value,
                        so that values are not checked here as well, and an update is reported when
                        it is in the sum
+    ``masked``         what a masked update looks like, with secure aggregation; else None
     """
 
     def __init__(self, rules: Rules, updates: RoundUpdates) -> None:
@@ -71,11 +73,12 @@ class UpdateValidator:
         self._checks = ReplyChecks(
             max_bytes=rules.max_update_bytes,
             any_model=rules.visible,
-            metrics=not rules.private or rules.exact_metrics,
+            metrics=not rules.secure and (not rules.private or rules.exact_metrics),
             counted=(WITHIN,) if rules.adaptive_clip else (),
         )
         self.most_examples: Mapping[str, int] = {}
         self.added = False
+        self.masked: Spec | None = None
 
     def remember_types(self, model: ArrayRecord) -> None:
         """Take the element types of the first model: updates may always have these.
@@ -93,7 +96,8 @@ class UpdateValidator:
 
     def spec(self, content: RecordDict) -> Spec | None:
         """Return the names, types and shapes of the model in a question; None for none."""
-        return self._checks.spec(content)
+        found = self._checks.spec(content)
+        return found if found is None or self.masked is None else self.masked
 
     def reference(self, message: Message) -> ArrayRecord | None:
         """Return the model of a question whose answer has to be decoded; None for another one."""
@@ -136,6 +140,8 @@ class UpdateValidator:
 
     def _checked(self, content: RecordDict, asked: Asked) -> RecordDict:
         most = self.most_examples.get(asked.node.site, 0)
+        if asked.kind == SECAGG:
+            return checked(content)
         asked.filters = _filters(content)
         if asked.filters and self._refuses_filters:
             raise UpdateRejected(

@@ -57,7 +57,7 @@ def test_mixing_by_hand() -> None:
 @pytest.mark.parametrize("name", sorted(PRE_AGGREGATION))
 # Of an even number, Bulyan's median is as far from the two values in the middle: rounding chooses.
 @given(seed=st.integers(0, 2**32), count=st.sampled_from([11, 13, 15]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_a_rule_over_mixed_updates_is_the_rule_over_their_means(
     name: str, seed: int, count: int
 ) -> None:
@@ -113,7 +113,7 @@ def test_an_update_beyond_float64_spoils_only_what_it_is_mixed_into() -> None:
         assert np.abs(found).max() < 10, name
 
 
-@pytest.mark.parametrize("name", sorted(PRE_AGGREGATION))
+@pytest.mark.parametrize("name", ["fedmedian", "krum"])
 def test_mixed_updates_are_never_in_memory(name: str) -> None:
     model, updates = random_updates(1, 12, {"w": ((1 << 20,), "f4"), "b": ((9,), "f4")})
     tracemalloc.start()
