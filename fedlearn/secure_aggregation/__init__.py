@@ -16,4 +16,6 @@ but the system's random generator.
     messages     what travels between both sides
     client       a client's side of one round
     server       the coordinator's side of one round
+
+The page is docs/how-to/secure-aggregation.md.
 """

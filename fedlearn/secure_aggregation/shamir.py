@@ -7,6 +7,7 @@ share its value at another point.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
@@ -58,16 +59,25 @@ def combine(shares: Mapping[int, int], at: int = 0) -> int:
 
 @lru_cache(maxsize=256)
 def _lagrange(points: tuple[int, ...], at: int) -> tuple[int, ...]:
-    """Return what each share counts for the value at a point."""
+    """Return what each share counts for the value at a point, which is none of theirs.
+
+    Points are small, so that products of their differences are taken modulo the prime once, and
+    all are inverted by one inversion (Montgomery 1987, doi:10.2307/2007888, section 10.3.1).
+    """
+    whole = math.prod(at - point for point in points) % PRIME
+    below = [
+        (at - point) * math.prod(point - other for other in points if other != point) % PRIME
+        for point in points
+    ]
+    before = [1]
+    for value in below:
+        before.append(before[-1] * value % PRIME)
+    inverse = whole * pow(before.pop(), -1, PRIME) % PRIME
     found = []
-    for point in points:
-        above = below = 1
-        for other in points:
-            if other != point:
-                above = above * (at - other) % PRIME
-                below = below * (point - other) % PRIME
-        found.append(above * pow(below, -1, PRIME) % PRIME)
-    return tuple(found)
+    for value, product in zip(reversed(below), reversed(before), strict=True):
+        found.append(inverse * product % PRIME)
+        inverse = inverse * value % PRIME
+    return tuple(reversed(found))
 
 
 def recover(

@@ -30,7 +30,8 @@ CLIENT = CLIENT_APP.replace(
     'time.sleep(context.run_config["pause"])',
     'time.sleep(context.run_config["pause"] * (context.node_config["index"] != 5))',
 )
-SECURE = {"secure": "secagg+", "secagg": SecAggSpec(threshold=0.51, clip_range=4.0)}
+PARAMETERS = SecAggSpec(threshold=0.51, clip_range=4.0)
+SECURE = {"secure": "secagg+", "secagg": PARAMETERS}
 SITES = 6
 
 
@@ -78,7 +79,7 @@ def test_the_model_is_that_of_the_mean_and_no_update_or_metric_is_seen(
     assert plain.status == secure.status == "finished"
     assert len(masked.of("update.received")) == 2 * SITES
     for ours, theirs in zip(masked.models, mean.models, strict=True):
-        np.testing.assert_allclose(ours["0"], theirs["0"], atol=2 * SECURE["secagg"].step)
+        np.testing.assert_allclose(ours["0"], theirs["0"], atol=2 * PARAMETERS.step)
         assert ours["1"] == 0  # not floating-point: as in the first model
     for event in masked.of("update.received"):
         assert event["metrics"] == {}
@@ -103,7 +104,7 @@ def test_a_site_that_fails_and_one_that_dies_after_masking_do_not_stop_the_round
         f"site-{number}" for number in (0, 1, 3, 4, 5)
     }
     np.testing.assert_allclose(
-        masked.models[-1]["0"], mean.models[-1]["0"], atol=2 * SECURE["secagg"].step
+        masked.models[-1]["0"], mean.models[-1]["0"], atol=2 * PARAMETERS.step
     )
     (rejected,) = masked.of("update.rejected")
     assert rejected["site"] == "site-2"

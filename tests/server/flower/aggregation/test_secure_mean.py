@@ -101,14 +101,14 @@ def test_an_optimiser_works_on_the_mean_as_without_masks() -> None:
     found = round_of(secure, SecureSites(job, sent), MODEL)
     plain = BuiltIn("fedadam", options)
     grid = SecureSites(job, sent)
-    list(plain.configure_train(1, record_of(MODEL), ConfigRecord(), grid))  # type: ignore[arg-type]
+    list(plain.configure_train(1, record_of(MODEL), ConfigRecord(), grid))
     expected = plain._optimised(1, by_hand(sent))
     assert found["w"].tobytes() == expected["w"].numpy().tobytes()
 
 
 def test_a_site_is_not_evaluated() -> None:
     strategy, grid, _ = started()
-    assert not list(strategy.configure_evaluate(1, record_of(MODEL), ConfigRecord(), grid))  # type: ignore[arg-type]
+    assert not list(strategy.configure_evaluate(1, record_of(MODEL), ConfigRecord(), grid))
 
 
 # --- what clients refuse --------------------------------------------------------------
