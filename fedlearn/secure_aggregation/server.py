@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from fedlearn.errors import QuorumNotReached, UpdateRejected
 from fedlearn.secure_aggregation import keys, shamir
@@ -17,7 +17,7 @@ __all__ = ["ServerSession"]
 class ServerSession:
     """What the coordinator has of one session. Not thread-safe.
 
-    ``wrong``  the sites that gave wrong shares, after :meth:`unmasked`
+    ``wrong``  the sites that gave wrong shares, as far as it is known
 
     :param advertised: the keys of the clients that answered.
     :param sites: those of the job, in its order.
@@ -39,6 +39,7 @@ class ServerSession:
         self._masked: set[int] = set()
         self._seeds: dict[int, dict[int, bytes]] = {}
         self._private: dict[int, dict[int, bytes]] = {}
+        self._secrets: dict[int, bytes] = {}
         self.wrong: list[str] = []
 
     def neighbours(self, site: str) -> list[str]:
@@ -97,54 +98,64 @@ class ServerSession:
             kind = self._seeds if each in self._masked else self._private
             kind.setdefault(each, {})[number + 1] = share
 
+    def recovered(self) -> bool:
+        """Return whether the shares that have arrived recover every secret that is needed.
+
+        What they recover is kept, so that this may be asked after each answer.
+        """
+        return not self._lost()
+
     def unmasked(self, total: Vector) -> Vector:
         """Return a sum of masked updates without the masks; the vector itself is changed.
 
         :raises QuorumNotReached: naming the sites whose secrets cannot be recovered, because too
             few of their neighbours are left or too many gave wrong shares.
         """
-        lost: list[str] = []
-        wrong: set[int] = set()
-        for each in self.survivors:
-            secret = self._recovered(each, self._seeds, wrong, lost)
-            if secret:
-                keys.add_mask(total, keys.self_mask_key(secret), subtract=True)
-        for each in sorted(set(self._sealed) - self._masked):
-            left = [other for other in self._graph.neighbours(each) if other in self._masked]
-            secret = self._recovered(each, self._private, wrong, lost) if left else b""
-            for other in left if secret else ():
-                theirs = self.roster.keys[other].mask
-                key = keys.agreed(secret, theirs, keys.MASK, self.roster.context)
-                # What the survivor has added with one sign is taken away with it.
-                keys.add_mask(total, key, subtract=other < each)
-        self.wrong = [self.roster.sites[each] for each in sorted(wrong)]
-        if lost:
+        if lost := self._lost():
             given = f"; wrong shares came from {', '.join(self.wrong)}" if self.wrong else ""
             raise QuorumNotReached(
                 f"the sum cannot be unmasked: {'; '.join(lost)}{given}",
                 hint="fewer sites may drop out in a round; lower [aggregation.secagg] threshold "
                 "towards 0.5, or raise neighbours",
             )
+        for each in self.survivors:
+            keys.add_mask(total, keys.self_mask_key(self._secrets[each]), subtract=True)
+        for each, left in self._dropped():
+            for other in left:
+                theirs = self.roster.keys[other].mask
+                key = keys.agreed(self._secrets[each], theirs, keys.MASK, self.roster.context)
+                # What the survivor has added with one sign is taken away with it.
+                keys.add_mask(total, key, subtract=other < each)
         return total
 
-    def _recovered(
-        self,
-        client: int,
-        shares: Mapping[int, Mapping[int, bytes]],
-        wrong: set[int],
-        lost: list[str],
-    ) -> bytes:
-        """Return a secret of a client; empty where it is lost, with the reason in ``lost``."""
+    def _dropped(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield each client that shared and is not in the sum, and its neighbours that are."""
+        for each in sorted(set(self._sealed) - self._masked):
+            left = [other for other in self._graph.neighbours(each) if other in self._masked]
+            if left:
+                yield each, left
 
+    def _lost(self) -> list[str]:
+        """Recover what is possible; return why the rest is not, one text for each client."""
+        wanted = [(each, self._seeds) for each in self.survivors]
+        wanted += [(each, self._private) for each, _ in self._dropped()]
+        lost = []
+        for client, shares in wanted:
+            if client not in self._secrets:
+                try:
+                    self._recover(client, shares.get(client, {}))
+                except UpdateRejected as error:
+                    lost.append(f"{self.roster.sites[client]}: {error}")
+        return lost
+
+    def _recover(self, client: int, shares: Mapping[int, bytes]) -> None:
         def right(secret: bytes) -> bool:
             if client in self._masked:
                 return keys.commitment(secret) == self._commitments[client]
             return keys.public(secret) == self.roster.keys[client].mask
 
-        try:
-            secret, odd = shamir.recover(shares.get(client, {}), self._graph.threshold, right)
-        except UpdateRejected as error:
-            lost.append(f"{self.roster.sites[client]}: {error}")
-            return b""
-        wrong.update(point - 1 for point in odd)
-        return secret
+        secret, odd = shamir.recover(shares, self._graph.threshold, right)
+        self._secrets[client] = secret
+        for site in (self.roster.sites[point - 1] for point in odd):
+            if site not in self.wrong:
+                self.wrong.append(site)

@@ -14,6 +14,7 @@ from server.flower.application.bundle import build
 from server.flower.job_plan import Outcome
 from tests.harness.flower_federation import (
     CLIENT_APP,
+    PYPROJECT,
     Channel,
     FlowerFederation,
     ended,
@@ -28,16 +29,18 @@ CLIENT = CLIENT_APP.replace(
     'raise ValueError("planted failure")', f'raise ValueError("{SECRET}")'
 ).replace(
     'time.sleep(context.run_config["pause"])',
-    'time.sleep(context.run_config["pause"] * (context.node_config["index"] != 5))',
+    'first = context.node_config["site"] == context.run_config["first"]\n'
+    '    time.sleep(0 if first else context.run_config["pause"])',
 )
 PARAMETERS = SecAggSpec(threshold=0.51, clip_range=4.0)
 SECURE = {"secure": "secagg+", "secagg": PARAMETERS}
 SITES = 6
+PROJECT = PYPROJECT + 'first = ""\n'
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return build(write_app(tmp_path_factory.mktemp("src") / "app", client=CLIENT))
+    return build(write_app(tmp_path_factory.mktemp("src") / "app", client=CLIENT, project=PROJECT))
 
 
 @pytest.fixture
@@ -50,11 +53,13 @@ def federation(tmp_path: Path) -> Iterator[FlowerFederation]:
 def run(
     federation: FlowerFederation, bundle: bytes, *, job: str, kill: bool = False, **plan: Any
 ) -> tuple[Outcome, Channel]:
+    fast = f"site-{plan.get('sites', SITES) - 1}"
+    plan["run_config"] = {"first": fast, **plan.get("run_config", {})}
     values: dict[str, Any] = {
         "sites": SITES,
         "rounds": 2,
         "strategy": "fedavg",
-        "seconds": 6.0,
+        "seconds": 60.0,
         **plan,
     }
     made = make_plan(bundle, job=job, **values)
@@ -63,8 +68,8 @@ def run(
     host.start()
     if kill:
         channel.wait_for("update.received")
-        assert channel.of("update.received")[0]["site"] == "site-5"
-        clients["site-5"].kill()
+        assert channel.of("update.received")[0]["site"] == fast
+        clients[fast].kill()
     outcome = ended(host, 90)
     host.close()
     return outcome, channel
@@ -92,7 +97,29 @@ def test_the_model_is_that_of_the_mean_and_no_update_or_metric_is_seen(
     ]
 
 
-def test_a_site_that_fails_and_one_that_dies_after_masking_do_not_stop_the_round(
+def test_a_site_that_dies_after_masking_is_in_the_sum(
+    federation: FlowerFederation, bundle: bytes
+) -> None:
+    secure, masked = run(
+        federation,
+        bundle,
+        job="secure",
+        kill=True,
+        aggregation=SECURE,
+        sites=5,
+        rounds=1,
+        quorum=4,
+        run_config={"pause": 2.0},
+    )
+    assert secure.status == "finished"
+    assert {event["site"] for event in masked.of("update.received")} == {
+        f"site-{number}" for number in range(5)
+    }
+    assert np.abs(masked.models[-1]["0"]).max() > 0
+
+
+@pytest.mark.long
+def test_a_site_that_fails_and_one_that_dies_after_masking_do_not_change_the_mean(
     federation: FlowerFederation, bundle: bytes
 ) -> None:
     config = {"fail-on": "site-2", "pause": 2.0}

@@ -142,6 +142,9 @@ def test_each_unit_and_each_place_of_the_noise_has_the_same_bits(
             id="compressed, with error feedback",
         ),
         pytest.param({"updates": "visible-to-app"}, id="a strategy in the application"),
+        pytest.param(
+            {"strategy": "fedavg", "aggregation": {"secure": "secagg+"}}, id="masked updates"
+        ),
     ],
 )
 def test_the_weights_are_those_of_a_deployment_to_the_bit(

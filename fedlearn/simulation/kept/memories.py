@@ -168,12 +168,13 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
 
 def pack_memory(memory: Memory) -> bytes | None:
     """Return what a client has kept as bytes; None when it is nothing."""
-    if not memory.state and not memory.residual:
+    if not memory.state and not memory.residual and not memory.secure:
         return None
     parts = [bytes(view_of(part)) for part in memory.state]
     residual = update.encode(memory.residual) if memory.residual else b""
-    head = json.dumps({"state": [*map(len, parts)], "residual": len(residual)}).encode()
-    return b"".join([len(head).to_bytes(4, "big"), head, *parts, residual])
+    sizes = {"state": [*map(len, parts)], "residual": len(residual)}
+    head = json.dumps(sizes).encode()
+    return b"".join([len(head).to_bytes(4, "big"), head, *parts, residual, memory.secure])
 
 
 def unpack_memory(data: bytes | None) -> Memory:
@@ -193,4 +194,4 @@ def unpack_memory(data: bytes | None) -> Memory:
         if len(residual)
         else {}
     )
-    return Memory(tuple(state), kept)
+    return Memory(tuple(state), kept, bytes(view[start + len(residual) :]))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Final
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -274,6 +274,25 @@ class JobGrid(Grid):  # type: ignore[misc]
         messages = list(messages)
         if not messages:
             return []
+        exchange, train = self._exchange(messages, timeout, enough)
+        if self.streams and train:
+            return (message for _, message in exchange.arrivals())
+        replies = sorted(exchange.arrivals(), key=lambda pair: self._place(pair[0]))
+        return [message for _, message in exchange.live(replies)]
+
+    def arrivals(
+        self, messages: Sequence[Message], *, timeout: float
+    ) -> Generator[tuple[Node, Message]]:
+        """Send messages and yield the replies as they arrive, until the generator is closed.
+
+        :raises QuorumNotReached: as :meth:`send_and_receive`, where it is not closed before.
+        """
+        return self._exchange(messages, timeout)[0].arrivals()
+
+    def _exchange(
+        self, messages: Sequence[Message], timeout: float | None, enough: int | None = None
+    ) -> tuple[RoundExchange, bool]:
+        """Send messages; return their exchange, and whether the answers are updates."""
         seconds = min(self._rules.seconds, timeout if timeout is not None else float("inf"))
         train = messages[0].metadata.message_type.split(".")[0] == MessageType.TRAIN
         ids = [id_ for id_ in self.push_messages(messages) if id_]
@@ -296,10 +315,7 @@ class JobGrid(Grid):  # type: ignore[misc]
             raise QuorumNotReached(f"{refused} sites left before they could be asked")
         if train:
             self.updates.check_asked(len(ids), intended)
-        if self.streams and train:
-            return (message for _, message in exchange.arrivals())
-        replies = sorted(exchange.arrivals(), key=lambda pair: self._place(pair[0]))
-        return [message for _, message in exchange.live(replies)]
+        return exchange, train
 
     def withdraw(self, ids: Iterable[str]) -> None:
         """Withdraw questions: answers that still arrive are refused."""

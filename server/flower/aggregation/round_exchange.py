@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from flwr.app import Message
@@ -59,7 +59,7 @@ class RoundExchange:
         self._train = train
         self._intended = intended
 
-    def arrivals(self) -> Iterator[tuple[Node, Message]]:
+    def arrivals(self) -> Generator[tuple[Node, Message]]:
         """Yield replies with their nodes as they arrive.
 
         :raises QuorumNotReached: at the end, by the job's rules.

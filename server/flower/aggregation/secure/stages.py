@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -29,14 +30,20 @@ class Stages:
         self._timeout = timeout
 
     def ask(
-        self, stage: str, bodies: Mapping[str, bytes], take: Callable[[str, bytes], None]
+        self,
+        stage: str,
+        bodies: Mapping[str, bytes],
+        take: Callable[[str, bytes], None],
+        *,
+        enough: Callable[[], bool] = lambda: False,
     ) -> list[str]:
         """Send each site its body, and hand what it answered to ``take``.
 
         A site that does not answer, or whose answer ``take`` refuses with UpdateRejected, is
         reported and left out.
 
-        :returns: the sites whose answers were taken.
+        :param enough: whether no further answer is needed, asked after each.
+        :returns: the sites whose answers were taken, in the order of the bodies.
         """
         messages = [
             Message(
@@ -48,27 +55,24 @@ class Stages:
             )
             for site, body in bodies.items()
         ]
-        replies = self._grid.send_and_receive(messages, timeout=self._timeout)
-        return list(self._taken(stage, replies, take))
+        taken = set()
+        with closing(self._grid.arrivals(messages, timeout=self._timeout)) as arrivals:
+            for node, message in arrivals:
+                if message.has_error():
+                    continue
+                fields = message.content[SECAGG]
+                try:
+                    if (fields["stage"], fields["session"]) != (stage, self._session):
+                        raise UpdateRejected("its answer is of another stage or session")
+                    take(node.site, fields["body"])
+                except UpdateRejected as error:
+                    self.note(node.site, f"{stage}: {error}")
+                    continue
+                taken.add(node.site)
+                if enough():
+                    break
+        return [site for site in bodies if site in taken]
 
     def note(self, site: str, line: str) -> None:
         """Report a line on a site."""
         self._grid.note(self._nodes[site], f"secure aggregation: {line}")
-
-    def _taken(
-        self, stage: str, replies: object, take: Callable[[str, bytes], None]
-    ) -> Iterator[str]:
-        assert isinstance(replies, list)
-        for message in replies:
-            if message.has_error():
-                continue
-            node = message.metadata.src_node_id
-            fields = message.content[SECAGG]
-            try:
-                if (fields["stage"], fields["session"]) != (stage, self._session):
-                    raise UpdateRejected("its answer is of another stage or session")
-                take(self._grid.site(node), fields["body"])
-            except UpdateRejected as error:
-                self._grid.note(node, f"secure aggregation, {stage}: {error}")
-                continue
-            yield self._grid.site(node)

@@ -158,7 +158,8 @@ class SecureMean(BuiltIn):
             session.revealed(site, bodies.read_numbered(data))
 
         assert self._stages is not None
-        self._stages.ask("unmask", dict.fromkeys(survivors, body), reveal)
+        # A site that has left meanwhile is not waited for once the others have given enough.
+        self._stages.ask("unmask", dict.fromkeys(survivors, body), reveal, enough=session.recovered)
         found = session.unmasked(total)
         for site in session.wrong:
             self._stages.note(site, "it gave wrong shares of a secret")

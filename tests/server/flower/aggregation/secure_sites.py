@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedlearn.app.flower import SECAGG
 from fedlearn.errors import FedlearnError, QuorumNotReached
 from fedlearn.job.spec import JobSpec
 from fedlearn.update.arrays import Array
+from server.flower.exchange.coordinator import Node
 
 Update = Mapping[str, Array]
 
@@ -70,6 +71,13 @@ class SecureSites:
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> list[Message]:
         return [self._reply(message) for message in messages]
+
+    def arrivals(
+        self, messages: Iterable[Message], *, timeout: float
+    ) -> Generator[tuple[Node, Message]]:
+        for message in messages:
+            node = message.metadata.dst_node_id
+            yield Node(number=node, site=self.site(node)), self._reply(message)
 
     def _reply(self, message: Message) -> Message:
         site = self.site(message.metadata.dst_node_id)
