@@ -181,6 +181,12 @@ def faults_of_masks(
             f'"{strategy.name}" needs more than the sum of the updates, and secure = '
             f'"{SECAGG_PLUS}" discloses nothing else; use {", ".join(sorted(MASKED))}',
         )
+    if strategy.options.get(OVER_SELECT, 1) != 1:
+        yield (
+            ("strategy", "options", OVER_SELECT),
+            "excludes secure aggregation: a site whose masked update is left out costs the others "
+            "its masks; remove the option",
+        )
     if aggregation.visible:
         yield (
             ("aggregation", "updates"),

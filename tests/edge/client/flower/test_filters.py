@@ -58,7 +58,8 @@ def moved(*values: float) -> dict[str, Array]:
 
 def difference(found: dict[str, Array]) -> list[float]:
     assert found["n"] == 3  # an integer is none of the difference
-    return [*(found["w"] - MODEL["w"]).reshape(-1).tolist(), *found["b"].tolist()]
+    apart = found["w"].astype(np.float64) - MODEL["w"]
+    return [*apart.reshape(-1).tolist(), *found["b"].tolist()]
 
 
 def test_each_filter_by_hand() -> None:

@@ -222,6 +222,11 @@ SINGLE = "needs more than the sum of the updates"
         ({"strategy": "krum", "quorum": 6}, "strategy.name", SINGLE),
         ({"strategy": "scaffold"}, "strategy.name", SINGLE),
         ({"strategy": "feddyn", "options": {"alpha": 0.1}}, "strategy.name", SINGLE),
+        (
+            {"strategy": "fedavg", "options": {"over_select": 1.5, "fraction_train": 0.6}},
+            "strategy.options.over_select",
+            "costs the others its masks",
+        ),
         ({"quorum": 2}, "aggregation.secure", "a round of this job may have 2"),
         (
             {"strategy": "fedavg", "options": {"fraction_train": 0.4}, "quorum": 6},
