@@ -2,7 +2,7 @@
 
 A step takes a :data:`Delta`, the difference to the reference in float64, and returns one. It
 may change the arrays in place. Steps are frozen and have no state, so a chain that is run again
-returns the same bits.
+returns the same bits; the exception is correlated noise, which counts its rounds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
@@ -23,6 +23,7 @@ from fedlearn.privacy.noise import GaussianStream
 __all__ = ["GRID_SLACK", "Chain", "Clip", "Delta", "GridNoise", "Step", "l2_norm"]
 
 Delta: TypeAlias = Mapping[str, NDArray[np.float64]]
+Deviates: TypeAlias = Callable[[bytes, int], NDArray[np.float64]]
 
 GRID_SLACK: Final = 2.0**-10
 """The relative increase of the sensitivity because sums are rounded to a grid."""
@@ -100,6 +101,8 @@ class GridNoise:
     ``purpose``      separates the rounds of the job
     ``grid``         the grid, where several parties need the same one; ``sensitivity`` includes
                      then what rounding to it adds
+    ``deviates``     makes the deviates from the digest of the sum and their number; by default
+                     they are independent, from secret and purpose
 
     The noise depends on the sum as well as on secret and purpose, like the nonce of a
     deterministic signature (RFC 6979): the same sum gets the same noise, so running a round again
@@ -112,6 +115,7 @@ class GridNoise:
     secret: bytes = field(repr=False)
     purpose: bytes
     grid: float | None = None
+    deviates: Deviates | None = None
 
     def __post_init__(self) -> None:
         for name in ("multiplier", "sensitivity"):
@@ -147,14 +151,25 @@ class GridNoise:
             encoded = name.encode()
             digest.update(struct.pack(">IQ", len(encoded), array.size) + encoded)
             digest.update(np.ascontiguousarray(array, "<f8").tobytes())
-        stream = GaussianStream(self.secret, self.purpose, digest.digest())
+        made = self._deviates(digest.digest(), count)
         step = self.standard_deviation / grid
         for array in delta.values():
-            noise = stream.standard_normal(array.size)
-            noise *= step
-            array += np.rint(noise).reshape(array.shape)
+            array += np.rint(made(array.size) * step).reshape(array.shape)
             array *= grid
         return delta
+
+    def _deviates(self, digest: bytes, count: int) -> Callable[[int], NDArray[np.float64]]:
+        """Return a function that returns the next so many deviates."""
+        if self.deviates is None:
+            return GaussianStream(self.secret, self.purpose, digest).standard_normal
+        flat, start = self.deviates(digest, count), 0
+
+        def following(size: int) -> NDArray[np.float64]:
+            nonlocal start
+            start += size
+            return flat[start - size : start]
+
+        return following
 
 
 def l2_norm(delta: Delta) -> float:

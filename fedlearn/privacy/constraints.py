@@ -18,7 +18,14 @@ Problem = tuple[str, str]
 
 def problem(spec: Any) -> Problem | None:
     """Return the first key of a table that contradicts another one, with the reason."""
-    return _unit(spec) or _sampling(spec) or _denominator(spec) or _shares(spec) or _adaptive(spec)
+    return (
+        _unit(spec)
+        or _sampling(spec)
+        or _denominator(spec)
+        or _shares(spec)
+        or _banded(spec)
+        or _adaptive(spec)
+    )
 
 
 _SAMPLING: Final = {
@@ -127,6 +134,19 @@ def _shares(spec: Any) -> Problem | None:
             f'cannot be "add-or-remove" for mechanism = "{spec.mechanism}": the noise of a client '
             'that takes no part is missing too; use "zero-out" or "replace-one"'
         )
+    return None
+
+
+def _banded(spec: Any) -> Problem | None:
+    if spec.noise == "independent":
+        return None
+    if spec.sampling != "cyclic" or spec.mechanism != "central-gaussian":
+        return "noise", (
+            '"banded" needs sampling = "cyclic" and mechanism = "central-gaussian": a site that '
+            "takes part in each round would be hit by the noise that is subtracted again"
+        )
+    if spec.clip_quantile is not None:
+        return "noise", '"banded" needs the same clip in every round: remove clip_quantile'
     return None
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 from fedlearn.errors import PrivacyError
 from fedlearn.privacy.accountant import MAX_ROUNDS
 from fedlearn.privacy.composition import Cost, calibrated, composed
+from fedlearn.privacy.correlated import error_of_sums
 from fedlearn.privacy.spec import MINIMUM_NOISE_MULTIPLIER
 
 __all__ = ["UNITS", "Plan", "Point", "Question", "plan"]
@@ -44,6 +45,7 @@ class Question:
     ``examples``    for the unit ``example``: the examples of the smallest site
     ``batch``       the examples that a step draws on average
     ``steps``       of training at a site in one round; None: one pass over the examples
+    ``groups``      for sites that take turns: of which one takes part in each round
     ``parameters``  numbers in the model
     ``max_error``   the largest error on a number of the mean, as a multiple of the clip
 
@@ -59,6 +61,7 @@ class Question:
     examples: int | None = None
     batch: int | None = None
     steps: int | None = None
+    groups: int | None = None
     parameters: int = 100_000
     max_error: float | None = None
     accountant: str = "rdp"
@@ -72,7 +75,7 @@ class Question:
             raise PrivacyError(f"delta is a number above 0 and below 0.5, not {self.delta!r}")
         if not 1 <= self.rounds <= MAX_ROUNDS:
             raise PrivacyError(f"rounds are 1 to {MAX_ROUNDS}, not {self.rounds}")
-        for name in ("sites", "users", "examples", "batch", "steps", "parameters"):
+        for name in ("sites", "users", "examples", "batch", "steps", "groups", "parameters"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 10**9:
                 raise PrivacyError(f"{name} are 1 to 1000000000, not {value}")
@@ -87,6 +90,8 @@ class Question:
                 raise PrivacyError(f"{name}: not for the unit {self.unit}")
         if self.steps is not None and self.unit != "example":
             raise PrivacyError(f"steps: not for the unit {self.unit}")
+        if self.groups is not None and self.unit == "example":
+            raise PrivacyError("groups: not for the unit example")
         if self.examples is not None and self.batch is not None and self.batch > self.examples:
             raise PrivacyError(
                 f"a batch of {self.batch} cannot be drawn from {self.examples} examples"
@@ -103,7 +108,7 @@ class Question:
     def costs(self, multiplier: float, batch: int = 0) -> dict[Cost, int]:
         """Return all releases of the job for a noise multiplier."""
         if self.examples is None:
-            return {Cost(multiplier): self.rounds}
+            return {Cost(multiplier): math.ceil(self.rounds / (self.groups or 1))}
         rate = min(1.0, batch / self.examples)
         return {Cost(multiplier, rate): self.rounds * self.steps_of(batch)}
 
@@ -134,6 +139,18 @@ class Plan:
     points: tuple[Point, ...]
     clip_advice: str
 
+    @property
+    def banded(self) -> float | None:
+        """Error of the sums of rounds with correlated noise, over that with independent noise.
+
+        None where sites do not take turns.
+        """
+        asked = self.question
+        if asked.groups is None:
+            return None
+        bands = min(asked.groups, asked.rounds)
+        return error_of_sums(bands, asked.rounds) / error_of_sums(1, asked.rounds)
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan JSON-ready."""
         asked = self.question
@@ -146,6 +163,8 @@ class Plan:
             "noise_multiplier": self.noise_multiplier,
             "parameters": asked.parameters,
             "clip": self.clip_advice,
+            "groups": asked.groups,
+            "banded": self.banded,
             "utility": [
                 {
                     "batch" if asked.unit == "example" else "sites": point.of,
@@ -182,7 +201,8 @@ def plan(question: Question) -> Plan:
 
 
 _ADVICE: Final[Mapping[str, str]] = {
-    "site": "start with the median L2 norm of the sites' updates without privacy",
+    "site": "start with the median L2 norm of the sites' updates without privacy, or let it follow "
+    "the norms (clip_quantile = 0.5)",
     "user": "start with the median L2 norm of what one user's records change in a round",
     "example": "start with the median L2 norm of an example's gradient at the first step; with a "
     "smaller clip raise the learning rate",

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fedlearn.errors import PrivacyError, UpdateRejected
 from fedlearn.job.seeds import derive
 from fedlearn.privacy.adaptive import next_clip
-from fedlearn.privacy.chain import Chain, GridNoise, l2_norm
+from fedlearn.privacy.chain import Chain, Deviates, GridNoise, l2_norm
+from fedlearn.privacy.correlated import BandedNoise
 from fedlearn.privacy.difference import add_back, difference, is_floating, spacing
 from fedlearn.privacy.noise import SECRET_BYTES, GaussianStream, round_bytes
 from fedlearn.privacy.shares import ClientNoise, GridSum
@@ -154,6 +155,7 @@ class ServerPrivacy:
         stage: int = 1,
         asked: int | None = None,
         clip: float | None = None,
+        banded: BandedNoise | None = None,
     ) -> dict[str, Array]:
         """Return the mean with noise, in the types and shapes of ``reference``.
 
@@ -164,7 +166,8 @@ class ServerPrivacy:
         number, and is divided by :meth:`denominator` of ``asked``, the number of sites that
         the round asked (None: ``cohort_size``). ``stage`` counts the strategies that a job
         started; equal sums of two stages get independent noise. ``clip`` is that of the round, None
-        that of the spec. The sensitivity is enlarged by
+        that of the spec. ``banded`` has the noise of the earlier rounds where it is correlated, and
+        gets that of this one. The sensitivity is enlarged by
         what rounding can add. Arrays that are not floating-point stay as they are in the
         reference. The inputs are not changed, and the same inputs give the same bits.
 
@@ -207,11 +210,33 @@ class ServerPrivacy:
             sensitivity=self.spec.sensitivity / self.spec.clip * clip + slack,
             secret=self.secret,
             purpose=b"release" + round_bytes(stage) + round_bytes(round),
+            deviates=self._correlated(banded, stage, round),
         )
         noised = Chain((noise,)).apply(total)
         for array in noised.values():
             array /= divisor
         return add_back(noised, reference)
+
+    def banded(self, digests: list[str]) -> BandedNoise | None:
+        """Return the correlated noise after the rounds with these digests; None for another."""
+        if self.spec.noise != "banded" or self.spec.groups is None:
+            return None
+        return BandedNoise(self.spec.groups, self.secret, digests)
+
+    def _correlated(
+        self,
+        banded: BandedNoise | None,
+        stage: int,
+        round: int,  # noqa: A002
+    ) -> Deviates | None:
+        if self.spec.noise != "banded":
+            return None
+        if banded is None or stage != 1:
+            raise PrivacyError(
+                "correlated noise is that of the rounds of one strategy",
+                hint='use noise = "independent" for a job whose app starts several strategies',
+            )
+        return lambda digest, count: banded.next(round, digest, count)
 
     def after_sum(
         self,

@@ -124,6 +124,8 @@ class PrivacySpec:
     ``user_column``       for the unit ``user``: the column of the records that names the user
     ``batch_rate``        for ``dp-sgd``: probability of an example to be drawn for a step
     ``steps``             for ``dp-sgd``: the most steps of a site in one round
+    ``noise``             ``banded``: correlated over ``groups`` rounds, so that the sum of many
+                          rounds has less noise (:mod:`fedlearn.privacy.correlated`)
     ``clip_quantile``     the part of the updates that is to be within the clip; None: ``clip`` is
                           the same in every round
     ``clip_rate``         learning rate of the logarithm of the clip
@@ -182,6 +184,7 @@ class PrivacySpec:
     )
     shares: int | None = option(whole(1, _MAX_SITES), default=None)
     groups: int | None = option(whole(2, _MAX_SITES), default=None)
+    noise: str = option(choice("independent", "banded"), default="independent")
     clip_quantile: float | None = option(
         number(0.01, 0.99, expected="a part of the sites, from 0.01 to 0.99"), default=None
     )
@@ -301,7 +304,8 @@ class PrivacySpec:
                 "draw in the ledger, no amplification"
             )
         if self.sampling == "cyclic":
-            return f"each site in one of {self.groups} rounds, no amplification"
+            banded = ", correlated noise" if self.noise == "banded" else ""
+            return f"each site in one of {self.groups} rounds, no amplification{banded}"
         if self.batch_rate is not None:
             return (
                 f"Poisson sampling of examples at rate {self.batch_rate:g} in the client, "
@@ -311,6 +315,7 @@ class PrivacySpec:
 
 
 _LATER: Final = {
+    "noise": "independent",
     "clip_rate": 0.2,
 }
 """Keys with a default that the first release did not have."""

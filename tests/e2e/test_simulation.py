@@ -119,6 +119,7 @@ def evaluate(message, context):
         ({"mechanism": "local-gaussian"}, {"strategy": "fedmedian", "quorum": 3}),
         ({"clip_quantile": 0.5, "clip_noise": 1.0}, {}),
         ({"sampling": "cyclic", "groups": 3}, {}),
+        ({"sampling": "cyclic", "groups": 2, "noise": "banded"}, {}),
         ({"mechanism": "dp-sgd", "unit": "example", "batch_rate": 0.1, "steps": 4}, {}),
     ],
 )

@@ -40,6 +40,9 @@ def group() -> None:
     help="Steps of a site in a round; one pass over its examples by default.",
 )
 @click.option(
+    "--groups", type=int, default=None, help="Groups of sites that take turns (sampling = cyclic)."
+)
+@click.option(
     "--parameters",
     type=int,
     default=100_000,
@@ -64,6 +67,7 @@ def plan_(
     examples: int | None,
     batch: int | None,
     steps: int | None,
+    groups: int | None,
     parameters: int,
     max_error: float | None,
     accountant: str,
@@ -90,6 +94,7 @@ def plan_(
             examples=examples,
             batch=batch,
             steps=steps,
+            groups=groups,
             parameters=parameters,
             max_error=max_error,
             accountant=accountant,
@@ -109,6 +114,11 @@ def _show(found: Plan) -> None:
         bold=True,
     )
     line(f"clip: {found.clip_advice}")
+    if found.banded is not None:
+        line(
+            f'noise = "banded": {found.banded:.0%} of the error of independent noise on the sums '
+            "of rounds"
+        )
     of = "batch" if asked.unit == "example" else "sites"
     line(f"{of:>9}  {'noise multiplier':>16}  {'error / clip':>12}  {'signal to noise':>15}")
     for point in found.points:

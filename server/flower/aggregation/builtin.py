@@ -74,7 +74,7 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     """
 
     transient = frozenset(
-        {"privacy", "_grid", "_model", "_part", "_site_count", "_travels", "stage"}
+        {"privacy", "_banded", "_grid", "_model", "_part", "_site_count", "_travels", "stage"}
     )
 
     def __init__(
@@ -114,6 +114,8 @@ class BuiltIn(Strategy):  # type: ignore[misc]
         self._site_count = sites
         self.stage = 1
         self.clip: float | None = None if privacy is None else privacy.first_clip
+        self.digests: list[str] = []  # of the rounds whose noise later ones subtract
+        self._banded = None if privacy is None else privacy.banded(self.digests)
         self._grid: JobGrid | None = None
         self._model: dict[str, Array] = {}
         self._travels = travels
@@ -218,7 +220,11 @@ class BuiltIn(Strategy):  # type: ignore[misc]
     def _empty_mean(self, layout: Mapping[str, Array]) -> ExactMean | PrivateMean:
         if self.privacy is None:
             return ExactMean(layout)
-        return PrivateMean(self.privacy, layout, clip=self.clip, stage=self.stage)
+        if self._banded is not None:
+            self._banded.digests = self.digests  # a checkpoint, or a repeat, sets them back
+        return PrivateMean(
+            self.privacy, layout, clip=self.clip, stage=self.stage, banded=self._banded
+        )
 
     def _add(self, mean: ExactMean | PrivateMean, content: RecordDict) -> None:
         arrays = self._travelling(self._update(content))

@@ -13,6 +13,7 @@ from flwr.app import MetricRecord
 from fedlearn.errors import UpdateRejected
 from fedlearn.privacy import ServerPrivacy
 from fedlearn.privacy.adaptive import taken_bit
+from fedlearn.privacy.correlated import BandedNoise
 from fedlearn.privacy.shares import GridSum
 from fedlearn.update.arrays import Array
 from server.flower.aggregation.mean import ExactMean
@@ -29,6 +30,7 @@ class PrivateMean:
     :param model: the arrays that travel in an update.
     :param clip: of this round, where it follows the updates; else None.
     :param stage: the number of the strategy that the job started.
+    :param banded: the noise of the earlier rounds, where it is correlated.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class PrivateMean:
         *,
         clip: float | None,
         stage: int,
+        banded: BandedNoise | None = None,
     ) -> None:
+        self._banded = banded
         self._privacy = privacy
         self._model = model
         self._clip = self.next_clip = clip
@@ -92,6 +96,7 @@ class PrivateMean:
             stage=self._stage,
             asked=asked,
             clip=self._clip,
+            banded=self._banded,
         )
 
 

@@ -56,7 +56,18 @@ def spec(**changes: Any) -> PrivacySpec:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, POISSON, FIXED, CYCLIC, SHARES, ADAPTIVE, EXAMPLE, USER, {"mechanism": "local-gaussian"}],
+    [
+        {},
+        POISSON,
+        FIXED,
+        CYCLIC,
+        {**CYCLIC, "noise": "banded"},
+        SHARES,
+        ADAPTIVE,
+        EXAMPLE,
+        USER,
+        {"mechanism": "local-gaussian"},
+    ],
 )
 def test_a_table_is_read_and_written_back(changes: dict[str, object]) -> None:
     found = spec(**changes)
@@ -129,6 +140,10 @@ def test_a_broken_table_names_file_key_and_remedy(key: str, value: object, word:
         ({"clip_quantile": 0.5}, {}),
         ({"clip_noise": 1.0}, {}),
         ({"clip_rate": 0.1}, {}),
+        ({"noise": "banded"}, {}),
+        (CYCLIC, {"noise": "pink"}),
+        (CYCLIC, {"noise": "banded", **ADAPTIVE}),
+        (CYCLIC, {"noise": "banded", "mechanism": "local-gaussian"}),
         (EXAMPLE, {"mechanism": "central-gaussian"}),
         (EXAMPLE, {"unit": "site"}),
         (EXAMPLE, {"batch_rate": 0}),

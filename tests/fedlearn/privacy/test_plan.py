@@ -58,6 +58,13 @@ def test_an_error_that_the_epsilon_does_not_allow_is_refused_with_what_would_do(
     assert "batches of about" in caught.value.hint
 
 
+def test_sites_that_take_turns_need_less_noise_and_may_correlate_it() -> None:
+    turns = plan(Question(**SITE, sites=20, groups=10))
+    assert turns.noise_multiplier == plan(Question(**{**SITE, "rounds": 5})).noise_multiplier
+    assert turns.banded == pytest.approx(0.47, abs=0.01)
+    assert plan(Question(**SITE)).banded is None
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -74,6 +81,8 @@ def test_an_error_that_the_epsilon_does_not_allow_is_refused_with_what_would_do(
         ({"unit": "example", "examples": 10, "batch": 11}, "cannot be drawn"),
         ({"users": 3}, "users: not for the unit site"),
         ({"steps": 3}, "steps: not for the unit site"),
+        ({"groups": 0}, "groups are"),
+        ({"unit": "example", "examples": 9, "batch": 3, "groups": 2}, "groups: not for"),
     ],
 )
 def test_a_question_without_an_answer_is_refused(changes: dict[str, Any], word: str) -> None:

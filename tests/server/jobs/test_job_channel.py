@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import tracemalloc
@@ -512,6 +513,23 @@ def test_an_attempt_that_nobody_saw_is_free_for_the_same_inputs_only(parts: Part
     again.save_checkpoint(checkpoint())
     release(again, 1, 1, b"other" * 6 + b"!!")
     assert len(parts.bodies("privacy")) == 3
+
+
+def test_with_correlated_noise_a_round_is_released_once_and_in_order(parts: Parts) -> None:
+    spec = dataclasses.replace(SPEC, sampling="cyclic", groups=2, noise="banded")
+    job = handler(parts, privacy=spec)
+    release(job, 1, 1, b"a" * 32)
+    # An attempt that nobody saw may be made again, with other inputs, too.
+    release(job, 1, 2, b"b" * 32, seal=False)
+    again = handler(parts, privacy=spec)
+    release(again, 1, 2, b"c" * 32)
+    assert len(parts.bodies("privacy")) == 3
+    # A job that begins again, skips a round, or starts another strategy does not go on.
+    for stage, number in ((1, 1), (1, 2), (1, 4), (2, 3)):
+        for each in (again, handler(parts, privacy=spec)):
+            with pytest.raises(PrivacyError, match="released once, in order"):
+                release(each, stage, number, b"d" * 32)
+    release(again, 1, 3, b"d" * 32)
 
 
 def test_of_two_jobs_each_pays_for_itself(parts: Parts) -> None:

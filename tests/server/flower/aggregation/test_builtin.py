@@ -318,6 +318,38 @@ def test_an_adaptive_clip_is_sent_moves_and_survives_a_checkpoint() -> None:
     assert grid.clip == made.clip
 
 
+def test_correlated_noise_goes_on_after_a_checkpoint_and_a_repeat() -> None:
+    spec = PrivacySpec(
+        clip=1.0,
+        noise_multiplier=1.0,
+        epsilon=100.0,
+        delta=1e-5,
+        sampling="cyclic",
+        groups=2,
+        noise="banded",
+    )
+    privacy, grid = ServerPrivacy.from_spec(spec, bytes(32)), Grid()
+
+    def after(made: BuiltIn, number: int, value: float) -> bytes:
+        arrays, _ = made.aggregate_train(number, [_private(1, value), _private(2, value)])
+        assert arrays is not None
+        return bytes(arrays["w"].numpy().tobytes())
+
+    made = strategy("fedavg", grid, privacy=privacy)
+    after(made, 1, 0.01)
+    saved = capture({"strategy": made})
+    second = after(made, 2, 0.02)
+    resumed = strategy("fedavg", grid, privacy=privacy)
+    restore({"strategy": resumed}, saved)
+    assert after(resumed, 2, 0.02) == second
+    # The round is run again because a site was excluded: another sum, and independent noise.
+    restore({"strategy": made}, saved)
+    assert after(made, 2, 0.03) != second
+    assert len(made.digests) == 2
+    with pytest.raises(PrivacyError, match="does not follow"):
+        after(made, 2, 0.03)
+
+
 def test_a_reply_without_its_bit_is_refused_under_an_adaptive_clip() -> None:
     spec = PrivacySpec(
         clip=1.0,
