@@ -16,6 +16,7 @@ from server.flower.application.bundle import build
 from server.flower.job_plan import JobPlan
 from tests.harness.flower_federation import (
     CLIENT_APP,
+    SERVER_APP,
     FlowerFederation,
     ended,
     make_plan,
@@ -56,8 +57,74 @@ def simulated(folder: Path, plan: JobPlan, **more: Any) -> SimulatedRun:
     return simulate(folder / "job.toml", **more)
 
 
-def both(tmp_path: Path, *, client: str = CLIENT, **plan: Any) -> None:
-    app = write_app(tmp_path / "app", client=client)
+TORCH_SERVER = """
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from tiny.client_app import network
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    first = network().state_dict()
+    FedAvg(min_available_nodes=1, min_train_nodes=1, min_evaluate_nodes=1).start(
+        grid=grid, initial_arrays=ArrayRecord(first)
+    )
+"""
+
+TORCH_CLIENT = """
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from fedlearn.training.personal import PersonalLayers, batch_norm
+from fedlearn.training.scaffold import Scaffold
+
+torch.set_num_threads(1)
+app = ClientApp()
+
+def network():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+def loss_of(model):
+    x = torch.randn(16, 6)  # of the generator that is seeded for each call
+    return nn.functional.cross_entropy(model(x), torch.randint(3, (16,)))
+
+@app.train()
+def train(message, context):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    metrics = {"num-examples": 16}
+    if WITH_SCAFFOLD:
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        scaffold = Scaffold(message, context, model)
+        scaffold.attach(optimizer)
+    else:
+        personal = PersonalLayers(context, batch_norm(model))
+        personal.load(model, message.content["arrays"])
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        optimizer.step()
+    if WITH_SCAFFOLD:
+        metrics |= scaffold.finish()
+        arrays = ArrayRecord(model.state_dict())
+    else:
+        arrays = personal.shared(model)
+    metrics["loss"] = float(loss.detach())
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+    return Message(content, reply_to=message)
+
+@app.evaluate()
+def evaluate(message, context):
+    return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+"""
+
+
+def both(tmp_path: Path, *, server: str = SERVER_APP, client: str = CLIENT, **plan: Any) -> None:
+    app = write_app(tmp_path / "app", server=server, client=client)
     made = make_plan(build(app), sites=3, rounds=2, **plan)
     privacy = made.spec.privacy
     if privacy is not None:
@@ -141,6 +208,18 @@ def test_each_unit_and_each_place_of_the_noise_has_the_same_bits(
         pytest.param(
             {"compression": CompressionSpec(update="topk", fraction=0.25)},
             id="compressed, with error feedback",
+        ),
+        pytest.param(
+            {
+                "strategy": "scaffold",
+                "server": TORCH_SERVER,
+                "client": TORCH_CLIENT.replace("WITH_SCAFFOLD", "True"),
+            },
+            id="SCAFFOLD",
+        ),
+        pytest.param(
+            {"server": TORCH_SERVER, "client": TORCH_CLIENT.replace("WITH_SCAFFOLD", "False")},
+            id="FedBN",
         ),
         pytest.param({"updates": "visible-to-app"}, id="a strategy in the application"),
         pytest.param(
