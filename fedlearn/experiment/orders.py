@@ -10,19 +10,20 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from attestation.config import SchemaError, parse
 from fedlearn import config as reading
-from fedlearn.data.sources import fingerprint
 from fedlearn.errors import ConfigError, JobError
 from fedlearn.experiment.cells import Cell
 from fedlearn.experiment.keys import cell_key, code_versions, path_digest
 from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.experiment.store import read_sealed, write_sealed
 from fedlearn.job.tables import Scalar
-from fedlearn.simulation import SimulationSetup
-from fedlearn.simulation.jobs import SimulatedJob, read_job
+
+if TYPE_CHECKING:
+    from fedlearn.simulation import SimulationSetup
+    from fedlearn.simulation.jobs import SimulatedJob
 
 __all__ = ["Order", "Orders"]
 
@@ -100,7 +101,7 @@ class Orders:
         self._spec = spec
         self._setup = None if spec.setup is None else _document(spec.setup, "the setup")
         self._digest: Callable[[Path], str] = cache(path_digest)
-        self._fingerprint: Callable[[str], str] = cache(fingerprint)
+        self._fingerprint: Callable[[str], str] = cache(_fingerprint)
         self._hooks = _hooks_digest(spec.hooks, spec.job.parent) if spec.hooks else ""
 
     def order(self, cell: Cell) -> Order:
@@ -114,6 +115,8 @@ class Orders:
             raise ConfigError(f"the cell {cell.name}: {error}", hint=error.hint) from None
 
     def _order(self, cell: Cell) -> Order:
+        from fedlearn.simulation import SimulationSetup
+
         spec = self._spec
         table, setup = None, None
         if self._setup is not None and spec.setup is not None:
@@ -149,6 +152,8 @@ class Orders:
         )
 
     def _job_of(self, cell: Cell, setup: SimulationSetup | None) -> SimulatedJob:
+        from fedlearn.simulation.jobs import read_job
+
         clients = setup.clients.count if setup is not None else 0
         return read_job(
             self._spec.job, clients=clients or None, seed=cell.seed, overrides=cell.job_keys
@@ -160,6 +165,12 @@ class Orders:
         if setup is not None and setup.data is not None:
             found.append(self._fingerprint(setup.data.source))
         return sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _fingerprint(source: str) -> str:
+    from fedlearn.data.sources import fingerprint
+
+    return fingerprint(source)
 
 
 def _document(path: Path, what: str) -> dict[str, Any]:

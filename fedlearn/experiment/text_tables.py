@@ -216,7 +216,7 @@ def _costs(arm: Arm) -> tuple[str, ...]:
         " to ".join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1]))) if rounds else "",
         bytes_text(round(summarize(totals).mean)) if any(totals) else "",
         f"{summarize(known).mean:.1f}" if known else "",
-        f"{summarize([cell.seconds for cell in arm.cells]).mean:.1f}",
+        f"{summarize([sum(r.seconds for r in cell.rounds) for cell in arm.cells]).mean:.1f}",
         f"{summarize(spent).mean:.3f}" if spent else "",
     )
 

@@ -24,9 +24,17 @@ CLIENTS = 4
 
 
 def result(
-    cell: Cell, *, key: str = "0" * 32, rounds: int = 3, content: dict[str, object] | None = None
+    cell: Cell,
+    *,
+    key: str = "0" * 32,
+    rounds: int = 3,
+    content: dict[str, object] | None = None,
+    sparse: bool = False,
 ) -> CellResult:
-    """Return a result whose values follow from the cell."""
+    """Return a result whose values follow from the cell.
+
+    A ``sparse`` one has no bytes, no virtual time and no clients, so that fewer figures are drawn.
+    """
     draw = random.Random(f"{cell.name}")
     level = 0.6 + 0.2 * float(cell.values.get("config.rate", 0.5))
     epsilon = cell.values.get("privacy.epsilon")
@@ -43,9 +51,9 @@ def result(
             RoundResult(
                 round=number,
                 seconds=0.5,
-                bytes_down=1000,
-                bytes_up=500,
-                virtual_seconds=number * (1 + draw.random()),
+                bytes_down=0 if sparse else 1000,
+                bytes_up=0 if sparse else 500,
+                virtual_seconds=None if sparse else number * (1 + draw.random()),
                 epsilon=None if epsilon is None else float(epsilon) * number / rounds,
                 metrics={
                     "accuracy": level - share - 0.3 / number + draw.gauss(0, 0.01),
@@ -54,7 +62,9 @@ def result(
             )
             for number in range(1, rounds + 1)
         ),
-        clients={"accuracy": {f"client-{i}": level + 0.01 * i for i in range(CLIENTS)}},
+        clients={}
+        if sparse
+        else {"accuracy": {f"client-{i}": level + 0.01 * i for i in range(CLIENTS)}},
         insecure="simulated",
     )
 

@@ -16,6 +16,9 @@ from fedlearn.experiment.cells import grid_cells
 from fedlearn.experiment.experiment import Experiment
 from fedlearn.experiment.report import Report, make_report
 from fedlearn.experiment.spec import ExperimentSpec
+from fedlearn.experiment.statistics import arms
+from fedlearn.experiment.text_tables import TextTable, comparison_tables
+from tests.fedlearn.experiment.conftest import HEAD as CONFTEST_HEAD
 from tests.fedlearn.experiment.synthetic_cell import result
 
 HEAD = """
@@ -38,9 +41,15 @@ set = { "config.rate" = 0.9 }
 
 
 @functools.cache
-def reported(text: str) -> Report:
+def reported(text: str, *, sparse: bool = False, head: str = HEAD) -> Report:
+    spec = ExperimentSpec.from_toml(head + text)
+    return make_report(spec, [result(cell, sparse=sparse) for cell in grid_cells(spec)])
+
+
+def compared(text: str) -> TextTable:
     spec = ExperimentSpec.from_toml(HEAD + text)
-    return make_report(spec, [result(cell) for cell in grid_cells(spec)])
+    (table, _) = comparison_tables(spec, arms([result(cell) for cell in grid_cells(spec)]))
+    return table
 
 
 def names(report: Report) -> list[str]:
@@ -67,9 +76,8 @@ def test_curves_and_fairness_and_what_is_left_out() -> None:
 
 def test_each_panel_has_the_arms_that_differ_in_the_compared_axis() -> None:
     second = '[[grid]]\nname = "alpha"\nzip = { "simulation.data.alpha" = [0.1, 1.0] }\n'
-    report = reported(METHODS + second)
-    assert "accuracy-by-round-0-1" in names(report)
-    assert "accuracy-by-round-1" in names(report)
+    report = reported(METHODS + second, sparse=True)
+    assert names(report) == ["accuracy-by-round-0-1", "accuracy-by-round-1"]
     (table,) = [each for each in report.tables if each.name == "comparisons-last"]
     assert [row[:2] for row in table.rows] == [
         ("FedAvg/0.1", "<b>Fed & Co_1/0.1"),
@@ -79,8 +87,8 @@ def test_each_panel_has_the_arms_that_differ_in_the_compared_axis() -> None:
 
 def test_privacy_against_utility() -> None:
     grid = '[[grid]]\nname = "epsilon"\nzip = { "privacy.epsilon" = [1.0, 3.0, 8.0] }\n'
-    report = reported(grid)
-    assert "accuracy-against-epsilon" in names(report)
+    report = reported(grid, sparse=True)
+    assert names(report) == ["accuracy-by-round", "accuracy-against-epsilon"]
     table = report.tables[0]
     assert [row[table.head.index("epsilon spent")] for row in table.rows[:3]] == [
         "1.000",
@@ -91,10 +99,9 @@ def test_privacy_against_utility() -> None:
 
 def test_robustness_against_the_attackers_share() -> None:
     shares = '[[grid]]\nname = "attackers"\nzip = { "hook.share" = [0.0, 0.2, 0.4] }\n'
-    spec = HEAD.replace('metric = "', 'hooks = "attack.py:make"\nmetric = "') + METHODS + shares
-    parsed = ExperimentSpec.from_toml(spec)
-    report = make_report(parsed, [result(cell) for cell in grid_cells(parsed)])
-    assert "accuracy-against-attackers" in names(report)
+    head = HEAD.replace('metric = "', 'hooks = "attack.py:make"\nmetric = "')
+    report = reported(shares, sparse=True, head=head)
+    assert names(report) == ["accuracy-by-round", "accuracy-against-attackers"]
 
 
 def test_without_the_values_nothing_is_drawn() -> None:
@@ -113,8 +120,10 @@ def test_without_the_values_nothing_is_drawn() -> None:
 
 def test_more_arms_than_can_be_distinguished_are_not_drawn_over_each_other() -> None:
     values = ", ".join(f"0.{i}" for i in range(1, 10))
-    report = reported(f'[[grid]]\nname = "r"\nzip = {{ "config.rate" = [{values}] }}\n')
-    assert "accuracy-by-round" not in names(report)
+    report = reported(
+        f'[[grid]]\nname = "r"\nzip = {{ "config.rate" = [{values}] }}\n', sparse=True
+    )
+    assert names(report) == []
     assert "9 arms; at most 8 lines" in report.missing[0]
 
 
@@ -133,6 +142,7 @@ def test_the_page_loads_nothing_and_escapes_every_text() -> None:
 def test_versions_that_are_mixed_are_reported() -> None:
     spec = ExperimentSpec.from_toml(HEAD + METHODS)
     results = [result(cell) for cell in grid_cells(spec)]
+    results = [dataclasses.replace(each, rounds=(), clients={}) for each in results]
     results[0] = dataclasses.replace(results[0], content={"versions": {"torch": "1"}})
     report = make_report(spec, results)
     assert any("computed by 2 versions of torch" in text for text in report.missing)
@@ -153,19 +163,18 @@ def test_tables_as_markdown_csv_and_latex() -> None:
 
 def test_a_baseline_is_compared_with_each_other_arm() -> None:
     grid = '[[grid]]\nname = "r"\nzip = { "config.rate" = [0.1, 0.2, 0.3] }\n'
-    report = reported(f'{grid}[report]\nbaseline = "0.2"\n')
-    (table,) = [each for each in report.tables if each.name == "comparisons-last"]
+    table = compared(f'{grid}[report]\nbaseline = "0.2"\n')
     assert [row[:2] for row in table.rows] == [("0.1", "0.2"), ("0.3", "0.2")]
     assert "Holm" in table.note
 
 
 def test_the_same_results_make_the_same_bytes() -> None:
     grid = '[[grid]]\nname = "r"\nzip = { "config.rate" = [0.1] }\n'
-    assert reported(grid) == reported.__wrapped__(grid)
+    assert reported(grid, sparse=True) == reported.__wrapped__(grid, sparse=True)
 
 
 def test_files_of_a_run(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
-    one = experiment()
+    one = experiment(head=CONFTEST_HEAD.replace("[1, 2, 3]", "[1]"))
     with pytest.raises(ConfigError, match="no cell has a result"):
         one.report()
     one.run(jobs=2)
@@ -180,10 +189,10 @@ def test_files_of_a_run(experiment: Callable[..., Experiment], tmp_path: Path) -
     } < files
     assert {"accuracy-by-round.png", "accuracy-by-round.pdf"} < files
     rounds = pyarrow.parquet.read_table(one.store.folder / "rounds.parquet").to_pylist()
-    assert len(rounds) == 6 * 3
+    assert len(rounds) == 2 * 3
     assert rounds[0]["bytes_up"] == 500
     cells = pyarrow.parquet.read_table(one.store.folder / "cells.parquet").to_pylist()
     assert {len(cell["code_sha256"]) for cell in cells} == {64}
     assert {cell["axis.rate"] for cell in cells} == {"0.1", "0.9"}
     clients = pyarrow.parquet.read_table(one.store.folder / "clients.parquet").to_pylist()
-    assert len(clients) == 6 * 4
+    assert len(clients) == 2 * 4
