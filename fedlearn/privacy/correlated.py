@@ -38,7 +38,7 @@ def coefficients(bands: int) -> tuple[float, ...]:
     """Return ``c_0`` to ``c_(bands-1)``, of norm 1.
 
     >>> [round(each, 4) for each in coefficients(3)]
-    [0.8484, 0.4242, 0.3182]
+    [0.848, 0.424, 0.318]
     """
     found = [1.0]
     for k in range(1, bands):
