@@ -94,7 +94,7 @@ class SimulatedCoordinator:
             if privacy is None
             else Budget(privacy, {each: each for each in range(1, releases + 1)})
         )
-        if kept is not None and kept.clock is not None:
+        if kept is not None:
             schedule.restore(kept.clock)
         self.rounds = 0
         self.model: Checkpoint | None = None if kept is None else kept.checkpoint

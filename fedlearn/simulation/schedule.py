@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
 from fedlearn.clock import Clock
+from fedlearn.errors import ConfigError
 from fedlearn.simulation.hooks import Call
 
 __all__ = ["InOrder", "Schedule"]
@@ -56,8 +57,11 @@ class Schedule(Protocol):
         """Return what a checkpoint has to keep, in types of JSON."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned."""
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what :meth:`state` returned.
+
+        :raises ConfigError: when it is the state of another schedule.
+        """
         ...
 
 
@@ -104,8 +108,13 @@ class InOrder:
     def state(self) -> Mapping[str, Any] | None:
         return None
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to restore."""
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            raise ConfigError(
+                "the run was begun in virtual time, and is continued without",
+                key="time",
+                hint="name its simulation.toml (--setup), or begin a run without resuming",
+            )
 
 
 class _StillClock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -42,6 +43,11 @@ class Durations:
             trace = of_sites(speed_trace(path), sites, drawn=drawn, seed=seed, path=path)
         counted = {site: examples(site) for site in sites} if setup.seconds_per_example else {}
         return cls(setup, seed, counted, trace)
+
+    @property
+    def setup_digest(self) -> str:
+        """A digest of the setup, in hexadecimal. Of a trace, only the path is in it."""
+        return hashlib.sha256(repr(self.setup).encode()).hexdigest()
 
     def seconds(self, site: str, round_: int, kind: str, size: int) -> float:
         """Return how long a call takes, from the question to the answer.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fedlearn.clock import Clock
-from fedlearn.errors import StoreError
+from fedlearn.errors import ConfigError, StoreError
 from fedlearn.simulation.hooks import Call
 from fedlearn.simulation.virtual_time.availability import Availability, availability_of
 from fedlearn.simulation.virtual_time.durations import Durations
@@ -192,13 +192,24 @@ class VirtualTime:
         free = dict(self._free)
         for each in reversed(self._open.values()):
             free[each.site] = each.free
-        return {"now": now, "free": {site: until for site, until in free.items() if until > now}}
+        return {
+            "setup": self._durations.setup_digest,
+            "now": now,
+            "free": {site: until for site, until in free.items() if until > now},
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what :meth:`state` returned.
 
+        :raises ConfigError: when it is that of a run without virtual time, or of another one.
         :raises StoreError: when it is not such a state.
         """
+        if state is None or state.get("setup") != self._durations.setup_digest:
+            raise ConfigError(
+                "[time] of the simulation was changed since this run began",
+                key="time",
+                hint="take the change back, or begin a run without resuming",
+            )
         now, free = state.get("now"), state.get("free")
         if not isinstance(now, float) or not isinstance(free, dict):
             raise StoreError("the checkpoint has no virtual time")

@@ -93,6 +93,20 @@ def test_versions_do_not_wait_for_slow_sites_and_repeat_to_the_bit(job: Path) ->
     assert bits(again) != bits(versions)
 
 
+def test_the_number_of_workers_changes_no_bit_of_a_version(job: Path) -> None:
+    setup = SimulationSetup(time=TimeSetup(**SPREAD, dropout=0.1))
+    overrides = {**BUFF, "rounds": 3, "deadline_s": 100.0, "quorum": 1}
+    alone, together = (
+        simulate(job, setup=setup, overrides=overrides, workers=workers) for workers in (0, 2)
+    )
+    assert bits(together) == bits(alone)
+    assert seconds(together) == seconds(alone)
+    names = ("round", "site", "staleness")
+    assert [[each[name] for name in names] for each in received(together)] == [
+        [each[name] for name in names] for each in received(alone)
+    ]
+
+
 @pytest.mark.parametrize("name", ["fedasync", "fedbuff"])
 def test_a_simulation_that_is_interrupted_goes_on_to_the_same_bits(
     job: Path, tmp_path: Path, name: str
@@ -118,6 +132,8 @@ def test_a_simulation_that_is_interrupted_goes_on_to_the_same_bits(
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         simulate(job, setup=setup, overrides=overrides, folder=folder, hooks=[Stop()])
+    with pytest.raises(ConfigError, match="is continued without"):
+        simulate(job, overrides=overrides, folder=folder, resume=True)
     found = simulate(job, setup=setup, overrides=overrides, folder=folder, resume=True)
     assert bits(found) == bits(whole)
     assert seconds(found) == seconds(whole)

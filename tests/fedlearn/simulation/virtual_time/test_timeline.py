@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedlearn.errors import StoreError
+from fedlearn.errors import ConfigError, StoreError
 from fedlearn.simulation.hooks import Call
+from fedlearn.simulation.schedule import InOrder
 from fedlearn.simulation.virtual_time.availability import availability_of
 from fedlearn.simulation.virtual_time.durations import Durations
 from fedlearn.simulation.virtual_time.setup import TimeSetup
@@ -172,10 +173,21 @@ def test_a_site_that_is_busy_with_a_withdrawn_call_is_so_after_a_checkpoint() ->
     assert resumed.clock.monotonic() == 10.0
 
 
-@pytest.mark.parametrize("state", [{}, {"now": "1", "free": {}}, {"now": 1.0, "free": []}])
-def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
+@pytest.mark.parametrize("part", [{}, {"now": "1", "free": {}}, {"now": 1.0, "free": []}])
+def test_a_state_that_is_none_is_refused(part: dict[str, Any]) -> None:
+    state = {"setup": timeline({}).state()["setup"], **part}
     with pytest.raises(StoreError, match="no virtual time"):
         timeline({}).restore(state)
+
+
+def test_the_state_of_another_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"time: .* was changed since this run began"):
+        timeline({}).restore(timeline({}, latency_s=1.0).state())
+    with pytest.raises(ConfigError, match="was changed since this run began"):
+        timeline({}).restore(InOrder().state())
+    with pytest.raises(ConfigError, match="was begun in virtual time, and is continued without"):
+        InOrder().restore(timeline({}).state())
+    InOrder().restore(InOrder().state())
 
 
 def test_models_of_availability_move_the_clock_forward() -> None:
