@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, rankdata
+from scipy.stats import beta, norm, rankdata
 
 from fedlearn.errors import ConfigError
 
-__all__ = ["Rate", "area", "clopper_pearson", "roc", "true_positive_rate"]
+__all__ = ["Rate", "area", "area_interval", "clopper_pearson", "roc", "true_positive_rate"]
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -65,6 +66,25 @@ def area(scores: Vector, members: Mask) -> float:
     positives, negatives = int(members.sum()), int((~members).sum())
     above = float(ranks[members].sum()) - positives * (positives + 1) / 2
     return above / (positives * negatives)
+
+
+def area_interval(
+    scores: Vector, members: Mask, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return an interval for the area, by the standard error of Hanley and McNeil 1982.
+
+    It takes the scores as independent, as those of a threshold attack on one model are.
+    """
+    found = area(scores, members)
+    positives, negatives = int(members.sum()), int((~members).sum())
+    first, second = found / (2 - found), 2 * found**2 / (1 + found)
+    variance = (
+        found * (1 - found)
+        + (positives - 1) * (first - found**2)
+        + (negatives - 1) * (second - found**2)
+    ) / (positives * negatives)
+    reach = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(max(0.0, variance))
+    return max(0.0, found - reach), min(1.0, found + reach)
 
 
 def true_positive_rate(scores: Vector, members: Mask, false_positive: float) -> Rate:

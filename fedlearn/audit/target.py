@@ -32,7 +32,7 @@ from attestation.config import InconsistentValues, number, option, seq, text, wh
 from fedlearn import config as reading
 from fedlearn import extras
 from fedlearn.app.checks import check_folder
-from fedlearn.audit.site_data import Records, read_sites
+from fedlearn.audit.site_data import Records, divide, read_records, read_sites
 from fedlearn.errors import ConfigError
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobSpec
 
@@ -56,6 +56,7 @@ class AuditSpec:
 
     ``file``     the records in a site's folder (:mod:`fedlearn.audit.site_data`)
     ``trained``  the part of them, from the first row on, that the app trains on
+    ``test``     a file with records that the app does not train on; used where it is
     ``model``    a function of the app that returns its torch model, as ``module:function``
     ``predict``  in place of ``model``: a function of weights and examples that returns logits
     ``loss``     ``cross-entropy``, or a function of the app of logits and labels
@@ -74,6 +75,7 @@ class AuditSpec:
 
     file: str = option(text(most=255), default="data.npz")
     trained: float = option(number(0.01, 1), default=1.0)
+    test: str = option(text(most=255), default="test.npz")
     model: str = option(text(least=0, most=255), default="")
     predict: str = option(text(least=0, most=255), default="")
     loss: str = option(text(most=255), default=_CROSS_ENTROPY)
@@ -96,8 +98,9 @@ class AuditSpec:
             faults.append((("high",), f"must be above low = {self.low:g}, not {self.high:g}"))
         if self.scale == 0:
             faults.append((("scale",), "must not be 0"))
-        if Path(self.file).name != self.file or Path(self.file).suffix not in {".npz", ".csv"}:
-            faults.append((("file",), f"must be the name of a .npz or .csv, not {self.file!r}"))
+        for key, name in (("file", self.file), ("test", self.test)):
+            if Path(name).name != name or Path(name).suffix not in {".npz", ".csv"}:
+                faults.append(((key,), f"must be the name of a .npz or .csv, not {name!r}"))
         for key, value in (("model", self.model), ("predict", self.predict), ("loss", self.loss)):
             if value and value != _CROSS_ENTROPY and value.count(":") != 1:
                 faults.append(((key,), f'must be "module:function", not "{value}"'))
@@ -132,6 +135,19 @@ class AuditTarget:
     def records(self) -> dict[str, Records]:
         """The records of each site, in the order of the job's sites."""
         return read_sites(self.data, self.job.sites, self.spec.file)
+
+    def divided(self) -> tuple[dict[str, Records], dict[str, Records]]:
+        """Return the records of each site that the app trains on, and the others.
+
+        The others are the rows of the file after those, and the test file where there is one.
+        """
+        train, others = {}, {}
+        for site, records in self.records.items():
+            train[site], others[site] = divide(records, self.spec.trained)
+            test = self.data / site / self.spec.test
+            if test.is_file():
+                others[site] = others[site].joined(read_records(test))
+        return train, others
 
     @cached_property
     def classes(self) -> int:
