@@ -64,6 +64,7 @@ def _figure(width: float, height: float) -> Iterator[Any]:
 
 def _bytes(figure: Any, kind: str) -> bytes:
     """Return the figure as a file, the same bytes for the same figure."""
+    figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
     figure.text(1, 0, SIMULATED, ha="right", va="bottom", fontsize=6, color="#8a93a1")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=_METADATA[kind])

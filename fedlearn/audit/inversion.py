@@ -11,6 +11,7 @@ has without any attack. A reconstruction counts when it is 3 dB closer than that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -349,7 +350,7 @@ def defended(
     The update is ``rate`` times the gradient; ``clip`` bounds its L2 norm over all arrays, and
     ``noise * clip`` is the standard deviation on each number.
     """
-    norm = rate * float(torch.sqrt(sum((g.double() ** 2).sum() for g in gradient.values())))
+    norm = rate * math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradient.values()))
     factor = min(1.0, clip / norm) if norm else 1.0
     generator = torch.Generator().manual_seed(seed)
     return {

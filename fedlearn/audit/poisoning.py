@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedlearn.audit.attacks.byzantine import STRENGTHS, flip_labels, malicious_updates
 from fedlearn.audit.runs import SIMULATED, finite, run_variant, temporary, write_data
-from fedlearn.audit.site_data import divide
+from fedlearn.audit.site_data import Records, divide
 from fedlearn.audit.target import AuditTarget
 from fedlearn.errors import ConfigError
 from fedlearn.job.constraints.robust_rules import too_few_updates
@@ -407,13 +407,13 @@ def audit_poisoning(
     )
 
 
-def _flipped(target: AuditTarget, attackers: Sequence[str]) -> dict[str, Any]:
+def _flipped(target: AuditTarget, attackers: Sequence[str]) -> dict[str, Records]:
     """Return the attackers' records with flipped labels on the rows that they train on."""
     found = {}
     for site in attackers:
         train, others = divide(target.records[site], target.spec.trained)
-        labels = flip_labels(train.y, target.classes)
-        found[site] = type(train)(x=train.x, y=labels, header=train.header).joined(others)
+        labels = flip_labels(train.y, target.classes).astype(np.int64)
+        found[site] = Records(x=train.x, y=labels, header=train.header).joined(others)
     return found
 
 

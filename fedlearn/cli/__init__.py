@@ -50,6 +50,9 @@ NOUNS: Final[Mapping[str, Noun]] = MappingProxyType(
         "experiment": _noun(
             "experiment.commands", "Run a job over a grid of values in simulation, and report."
         ),
+        "audit": _noun(
+            "audit.commands", "Attack a job of your own in the simulator, and measure the effect."
+        ),
         "bench": _noun("bench.commands", "Measure what confidentiality costs on this machine."),
         "doctor": _noun("doctor", "Check this machine and its configuration.", "command"),
         "completion": COMPLETION,

@@ -24,6 +24,16 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "fedlearn data show": "fedlearn data show data --plot data.png",
         "fedlearn simulate": "fedlearn simulate job.toml --clients 100 --workers 4",
+        "fedlearn audit": "fedlearn audit poisoning my-job/job.toml --rules fedavg,krum",
+        "fedlearn audit inversion": "fedlearn audit inversion my-job/job.toml --batch 1",
+        "fedlearn audit membership": "fedlearn audit membership my-job/job.toml --shadows 32",
+        "fedlearn audit epsilon": "fedlearn audit epsilon my-job/job.toml --canaries 1000",
+        "fedlearn audit poisoning": (
+            "fedlearn audit poisoning my-job/job.toml --rules fedavg,krum --attackers 0.2"
+        ),
+        "fedlearn audit backdoor": (
+            "fedlearn audit backdoor my-job/job.toml --rules fedavg,normclip --start 10"
+        ),
         "fedlearn bench": "fedlearn bench confidentiality",
         "fedlearn bench confidentiality": (
             "fedlearn bench confidentiality --app digits --rounds 10"

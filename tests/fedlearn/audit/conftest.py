@@ -36,6 +36,7 @@ def make_target(tmp_path: Path) -> MakeTarget:
         more: str = "",
         config: str = "",
         audit: str = AUDIT,
+        wrong: float = 0.0,
     ) -> AuditTarget:
         folder = tmp_path / "job"
         shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
@@ -53,7 +54,10 @@ def make_target(tmp_path: Path) -> MakeTarget:
             site = folder / "data" / name
             site.mkdir(parents=True)
             for file, part in (("data", mine[:rows]), ("test", mine[rows : rows + tests])):
-                np.savez(site / f"{file}.npz", x=x[part], y=y[part])
+                labels = y[part].copy()
+                if file == "data":  # some labels are wrong, which only memory can reproduce
+                    labels[: round(wrong * rows)] = (labels[: round(wrong * rows)] + 5) % 10
+                np.savez(site / f"{file}.npz", x=x[part], y=labels)
         return AuditTarget(folder)
 
     return make

@@ -14,28 +14,21 @@ from tests.fedlearn.audit.conftest import MakeTarget
 FAST = "learning-rate = 0.5\nlocal-epochs = 5"
 
 
-def test_a_backdoor_is_planted_in_the_mean_and_a_robust_rule_prevents_it(
+def test_a_backdoor_is_planted_in_the_mean_and_not_through_norm_clipping(
     make_target: MakeTarget,
 ) -> None:
-    target = make_target(sites=7, rows=60, rounds=4, config=FAST)
-    result = audit_backdoor(
-        target, rules=[parse_rule("fedavg"), parse_rule("krum")], share=0.15, start=3
-    )
-    mean = result.run("fedavg", attacked=True)
-    assert result.scale == 7.0
-    assert len(mean.success) == len(mean.accuracy) == 4
-    assert mean.success[1] < 0.3  # before the attack
+    target = make_target(rows=100, tests=40, rounds=3, config=FAST)
+    rules = [parse_rule("fedavg"), parse_rule("normclip")]
+    result = audit_backdoor(target, rules=rules, share=0.2, start=2)
+    mean, clipped = (result.run(rule, attacked=True) for rule in ("fedavg", "normclip"))
+    assert result.scale == 5.0
+    assert len(mean.success) == len(mean.accuracy) == 3
+    assert mean.success[0] < 0.3  # before the attack
     assert result.planted("fedavg")
-    assert not result.planted("krum")
-    assert result.run("krum", attacked=True).accuracy[-1] > 0.6
-    assert "fedavg: the backdoor is planted" in result.verdict
-    assert "krum: the attack failed" in result.verdict
-
-
-def test_norm_clipping_prevents_model_replacement(make_target: MakeTarget) -> None:
-    target = make_target(sites=7, rows=60, rounds=4, config=FAST)
-    result = audit_backdoor(target, rules=[parse_rule("normclip")], share=0.15, start=3)
     assert not result.planted("normclip")
+    assert clipped.accuracy[-1] > 0.6
+    assert "fedavg: the backdoor is planted" in result.verdict
+    assert "normclip: the attack failed" in result.verdict
 
 
 def test_the_trigger_is_a_square_in_the_corner() -> None:
@@ -69,7 +62,7 @@ def test_what_cannot_be_planted_is_refused(
 ) -> None:
     target = make_target(sites=4, rounds=2)
     with pytest.raises(ConfigError, match=text):
-        audit_backdoor(target, **{"rules": [parse_rule("fedavg")], **options})  # type: ignore[arg-type]
+        audit_backdoor(target, **{"rules": [parse_rule("fedavg")], "share": 0.25, **options})  # type: ignore[arg-type]
 
 
 def test_a_backdoor_is_measured_on_examples_that_nobody_trains_on(make_target: MakeTarget) -> None:

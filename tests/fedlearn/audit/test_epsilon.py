@@ -16,7 +16,7 @@ from fedlearn.privacy.chain import GridNoise
 from fedlearn.privacy.client import ClientPrivacy
 from tests.fedlearn.audit.conftest import MakeTarget
 
-CANARIES = 150
+CANARIES = 50
 
 
 def private(noise: float = 1.0) -> str:
@@ -28,8 +28,8 @@ def private(noise: float = 1.0) -> str:
 
 def test_without_noise_the_bound_is_large_and_nothing_is_claimed(make_target: MakeTarget) -> None:
     result = audit_epsilon(make_target(sites=2, rows=8, rounds=1), canaries=CANARIES)
-    assert result.bound.epsilon > 2
-    assert result.bound.right == result.bound.guesses
+    assert result.bound.epsilon > 1.5
+    assert result.bound.right >= 0.9 * result.bound.guesses
     assert not result.fails
     assert result.to_json()["claim"] is None
     assert "the job claims nothing" in result.verdict
@@ -37,14 +37,20 @@ def test_without_noise_the_bound_is_large_and_nothing_is_claimed(make_target: Ma
 
 def test_with_noise_the_bound_stays_below_the_claim(make_target: MakeTarget) -> None:
     target = make_target(sites=2, rows=8, rounds=2, more=private())
-    first, second = (audit_epsilon(target, canaries=CANARIES) for _ in range(2))
-    assert first.to_json() == second.to_json()
+    first = audit_epsilon(target, canaries=CANARIES)
     assert first.bound.epsilon < first.claim < 20
     assert not first.fails
     assert first.noise is not None
     assert first.noise.low < first.noise.claimed < first.noise.high
     assert first.noise.numbers == 2 * (2410 - CANARIES)
     assert "it is not refuted" in first.verdict
+
+
+def test_a_seed_gives_the_same_result(make_target: MakeTarget) -> None:
+    target = make_target(sites=2, rows=8, rounds=1, more=private())
+    first, second, other = (audit_epsilon(target, canaries=6, seed=seed) for seed in (1, 1, 2))
+    assert first.to_json() == second.to_json()
+    assert not np.array_equal(first.scores, other.scores)
 
 
 def test_half_of_the_noise_is_found(
@@ -102,7 +108,7 @@ def test_canary_examples_are_found_without_noise(make_target: MakeTarget) -> Non
 
 
 def test_a_canary_moves_one_number_by_no_more_than_the_clip() -> None:
-    model = {
+    model: dict[str, np.ndarray] = {
         "a": np.full((2, 2), 1000.0, np.float32),
         "steps": np.zeros(3, np.int64),
         "b": np.full(3, -1e-3, np.float32),

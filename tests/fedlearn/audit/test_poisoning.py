@@ -13,25 +13,37 @@ from fedlearn.audit.poisoning import (
 from fedlearn.errors import ConfigError
 from tests.fedlearn.audit.conftest import MakeTarget
 
-FAST = "learning-rate = 0.5\nlocal-epochs = 3"
+FAST = "learning-rate = 0.5\nlocal-epochs = 5"
 
 
 def test_an_attack_works_on_the_mean_and_a_robust_rule_holds(make_target: MakeTarget) -> None:
-    target = make_target(sites=7, rows=60, rounds=4, config=FAST)
+    target = make_target(rows=100, tests=40, rounds=2, config=FAST)
     result = audit_poisoning(
         target,
-        rules=[parse_rule("fedavg"), parse_rule("krum")],
+        rules=[parse_rule("fedavg"), parse_rule("multikrum")],
         attacks=["sign-flip", "label-flip"],
-        share=0.29,
     )
-    assert len(result.attackers) == 2
+    assert len(result.attackers) == 1
     assert result.cell("none", "fedavg").final > 0.6
-    assert result.damage("sign-flip", "fedavg") > 0.3
-    assert result.damage("sign-flip", "krum") < 0.1
-    assert len(result.cell("none", "fedavg").accuracy) == 4
+    assert result.damage("sign-flip", "fedavg") > 0.25
+    assert result.damage("sign-flip", "multikrum") < 0.05
+    assert result.cell("label-flip", "fedavg").final < result.cell("none", "fedavg").final
+    assert len(result.cell("none", "fedavg").accuracy) == 2
     document = result.to_json()
     assert "simulated" in document["note"]
     assert "fedavg: sign-flip costs" in document["verdict"]
+
+
+@pytest.mark.long
+def test_each_attack_costs_the_mean_more_than_a_robust_rule(make_target: MakeTarget) -> None:
+    target = make_target(sites=10, rows=100, tests=40, rounds=8, config=FAST)
+    rules = ("fedavg", "fedmedian", "geomedian", "krum", "fltrust")
+    result = audit_poisoning(target, rules=[parse_rule(rule) for rule in rules], share=0.3)
+    for attack in ("sign-flip", "gaussian", "inner-product", "label-flip"):
+        for rule in ("geomedian", "fltrust"):
+            assert result.damage(attack, rule) < result.damage(attack, "fedavg")
+    assert result.damage("sign-flip", "fedavg") > 0.7
+    assert max(result.damage(attack, "fltrust") for attack in result.attacks) < 0.05
 
 
 def test_a_seed_gives_the_same_result_and_a_rule_that_cannot_run_states_why(
@@ -42,7 +54,7 @@ def test_a_seed_gives_the_same_result_and_a_rule_that_cannot_run_states_why(
         audit_poisoning(
             target,
             rules=[parse_rule("fedmedian"), parse_rule("bulyan")],
-            attacks=["gaussian", "alie", "inner-product"],
+            attacks=["gaussian", "alie"],
             share=0.25,
             seed=3,
         ).to_json()
