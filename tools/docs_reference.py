@@ -24,6 +24,7 @@ from grpc_tools import protoc
 from attestation.config import describe
 from attestation.policy.model import AppraisalPolicy
 from edge.config.site import SiteConfig
+from fedlearn.audit.target import AuditSpec
 from fedlearn.data.setup import DataSetup
 from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job import events, strategies
@@ -38,6 +39,7 @@ __all__ = ["GENERATED", "Unknown", "fill"]
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROTO: Final = "fedlearn/wire/fedlearn.proto"
 MODELS: Final[Mapping[str, type]] = {
+    "audit": AuditSpec,
     "data": DataSetup,
     "experiment": ExperimentSpec,
     "job": JobSpec,

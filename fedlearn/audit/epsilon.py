@@ -1,14 +1,16 @@
 """``fedlearn audit epsilon``: a lower bound on epsilon from one run, beside the claim.
 
-*Canary sites*, for a job whose unit of privacy is the site. The job runs with many sites, all of
-them canaries: each has one number of the model for itself, and a fair coin decides whether it
-moves that number by the clip in every round, or sends no change (Dirac canaries, Nasr et al. 2023,
-arXiv:2302.07956; one run, Steinke et al. 2023, arXiv:2305.08846). The auditor sees the released
-models. The other numbers of the model have noise alone, whose standard deviation is compared with
-the claim. Before its update is replaced, each site's own is compared with the clip.
+*Canary sites*, for a job whose ``[privacy]`` protects sites. The job runs with many sites, all of
+them canaries: each has one number of the model for itself, and a fair coin decides whether its
+update moves that number by ten times the clip in every round, or nothing (Dirac canaries, Nasr et
+al. 2023, arXiv:2302.07956; one run, Steinke et al. 2023, arXiv:2305.08846). The client clips it and
+the noise is added as in the job. In place of the job's ClientApp a canary runs; the ServerApp and
+its model are the job's. The auditor sees the released models. The other numbers of the model have
+noise alone, whose standard deviation is compared with the claim.
 
-*Canary examples*, for a job whose unit is the example: records with wrong labels, each in the data
-of its site or not; the score of a canary is the loss that it lost by training.
+*Canary examples*, for an app that trains with example-level privacy: records with wrong labels,
+each in the data of its site or not; the score of a canary is the confidence that it gained by
+training.
 
 The bound is of one run, so it may be far below the truth. A bound above the claim refutes the
 claim; one below does not prove it.
@@ -16,10 +18,10 @@ claim; one below does not prove it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 
 from fedlearn.audit.attacks.member_inference import logit_scaled
 from fedlearn.audit.attacks.one_run import Bound, epsilon_lower_bound, noise_interval
+from fedlearn.audit.canaries import canary_app, canary_places, write_canary
 from fedlearn.audit.runs import SIMULATED, finite, run_variant, temporary, write_data
 from fedlearn.audit.site_data import Records, compose
 from fedlearn.audit.target import AuditTarget
@@ -42,8 +45,7 @@ Vector = NDArray[np.float64]
 
 CANARIES: Final = ("sites", "examples")
 _DELTA: Final = 1e-5
-_CLIP: Final = 1.0
-_SLACK: Final = 1e-6
+_BEYOND: Final = 10.0
 _FEWEST_NUMBERS: Final = 100
 
 
@@ -72,11 +74,10 @@ class NoiseTest:
 class EpsilonResult:
     """What an audit of epsilon found.
 
-    ``claim``      epsilon of the rounds that ran, by the job's accountant; infinity without
-                   ``[privacy]``
-    ``clip_fault`` what a site sent beyond the clip; empty for nothing
+    ``claim``     epsilon of the rounds that ran, by the job's accountant or as it was given;
+                  infinity without a claim
     ``scores``, ``included``
-                   of the canaries
+                  of the canaries
     """
 
     job: str
@@ -87,15 +88,13 @@ class EpsilonResult:
     confidence: float
     bound: Bound
     noise: NoiseTest | None
-    clip_fault: str
     scores: Vector = field(repr=False)
     included: NDArray[np.bool_] = field(repr=False)
 
     @property
     def fails(self) -> bool:
         """Whether the claim is refuted."""
-        noise = self.noise is not None and self.noise.fails
-        return self.bound.epsilon > self.claim or noise or bool(self.clip_fault)
+        return self.bound.epsilon > self.claim or (self.noise is not None and self.noise.fails)
 
     @property
     def verdict(self) -> str:
@@ -116,8 +115,6 @@ class EpsilonResult:
                 f"THE NOISE IS TOO SMALL: its standard deviation is {self.noise.measured:.4g}, "
                 f"at most {self.noise.high:.4g}, and the claim is {self.noise.claimed:.4g}"
             )
-        if self.clip_fault:
-            parts.append(f"THE CLIP IS NOT KEPT: {self.clip_fault}")
         if self.bound.epsilon <= self.claim < math.inf and self.bound.ceiling <= self.claim:
             parts.append(
                 f"this audit cannot refute the claim: with {self.bound.canaries} canaries the "
@@ -152,60 +149,24 @@ class EpsilonResult:
                 "numbers": noise.numbers,
                 "fails": noise.fails,
             },
-            "clip_fault": self.clip_fault,
             "refuted": self.fails,
             "verdict": self.verdict,
         }
 
 
-class _CanarySites(Hook):  # type: ignore[misc, unused-ignore]
-    """Each site moves one number of the model by the clip, or sends no change."""
+class _Released(Hook):  # type: ignore[misc, unused-ignore]
+    """Keeps the model before each round, and how many sites it was sent to."""
 
-    def __init__(
-        self, included: Mapping[str, bool], *, clip: float, both: bool, checked: bool, seed: int
-    ) -> None:
-        self.included = included
-        self.clip = clip
-        self.both = both
-        self.checked = checked
-        self.seed = seed
-        self.fault = ""
+    def __init__(self) -> None:
         self.models: dict[int, Vector] = {}
-        self.number: dict[str, int] = {}
-        self.free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.asked_sites: dict[int, int] = {}
 
     def asked(self, call: Call, arrays: Arrays) -> Arrays:
-        if call.kind.split(".")[0] == "train" and call.round not in self.models:
-            self.models[call.round] = flat(arrays)
-            if not self.number:
-                self._place(len(self.models[call.round]))
+        if call.kind.split(".")[0] == "train":
+            if call.round not in self.models:
+                self.models[call.round] = flat(arrays)
+            self.asked_sites[call.round] = self.asked_sites.get(call.round, 0) + 1
         return arrays
-
-    def _place(self, count: int) -> None:
-        if count < len(self.included):
-            raise ConfigError(
-                f"the model has {count} numbers, and each of {len(self.included)} canaries needs "
-                "one",
-                where="--canaries",
-                hint="lower it",
-            )
-        order = np.random.default_rng([self.seed, 5]).permutation(count)
-        self.number = {site: int(place) for site, place in zip(self.included, order, strict=False)}
-        self.free = np.sort(order[len(self.included) :])
-
-    def answered(
-        self, call: Call, asked: Arrays, arrays: Arrays, metrics: Mapping[str, Any]
-    ) -> Arrays:
-        if call.kind.split(".")[0] != "train":
-            return arrays
-        norm = float(np.linalg.norm(flat(arrays) - flat(asked)))
-        if self.checked and norm > self.clip * (1 + _SLACK):
-            self.fault = (
-                f"site {call.site} sent an update of norm {norm:.6g} in round {call.round}, and "
-                f"the clip is {self.clip:g}"
-            )
-        step = self.clip if self.included[call.site] else -self.clip * self.both
-        return moved(asked, self.number[call.site], step)
 
 
 def flat(arrays: Arrays) -> Vector:
@@ -219,46 +180,27 @@ def flat(arrays: Arrays) -> Vector:
     )
 
 
-def moved(arrays: Arrays, place: int, step: float) -> dict[str, NDArray[Any]]:
-    """Return the arrays with one number moved by at most ``step``, rounded towards the old one."""
-    found: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        found[name] = array
-        if not np.issubdtype(array.dtype, np.floating):
-            continue
-        if 0 <= place < array.size and step:
-            changed = array.copy()
-            old = changed.reshape(-1)[place]
-            new = np.asarray(float(old) + step).astype(array.dtype)[()]
-            if abs(float(new) - float(old)) > abs(step):
-                new = np.nextafter(new, old)
-            changed.reshape(-1)[place] = new
-            found[name] = changed
-        place -= array.size
-    return found
-
-
 def audit_epsilon(
     target: AuditTarget,
     *,
-    kind: str = "",
+    kind: str = "sites",
     canaries: int = 500,
     confidence: float = 0.95,
     delta: float | None = None,
+    claim: float | None = None,
     rounds: int | None = None,
     seed: int = 0,
 ) -> EpsilonResult:
     """Audit the epsilon that a job claims.
 
-    :param kind: ``sites`` or ``examples``; by default what the job's ``[privacy]`` protects, and
-        sites without one.
+    :param kind: ``sites`` or ``examples``.
     :param canaries: how many; each needs a number of the model, or a record.
     :param delta: of the bound; that of the job by default, or 1e-5 without ``[privacy]``.
+    :param claim: the epsilon that the app claims for examples; for sites it is the job's.
     :param rounds: those of the job by default.
     :raises ConfigError: when the job, its data or ``audit.toml`` have not what the audit needs.
     """
     privacy = target.job.privacy
-    kind = kind or ("examples" if privacy is not None and privacy.unit != "site" else "sites")
     if kind not in CANARIES:
         raise ConfigError(f"{kind!r} is none of {', '.join(CANARIES)}", where="--kind")
     if not 0.5 < confidence < 1:
@@ -267,25 +209,27 @@ def audit_epsilon(
         )
     if canaries < 2:
         raise ConfigError(f"must be at least 2, not {canaries}", where="--canaries")
+    if claim is not None and kind == "sites" and privacy is not None:
+        raise ConfigError("the job's own [privacy] states the claim for sites", where="--claim")
     run = rounds or target.job.rounds
+    used = delta if delta is not None else _DELTA if privacy is None else privacy.delta
     coins = np.random.default_rng([seed, 4]).random(canaries) < 0.5
     noise: NoiseTest | None = None
-    fault = ""
     if kind == "sites":
-        scores, noise, fault = _of_sites(target, coins, run, seed)
+        scores, noise = _of_sites(target, coins, run, seed)
+        if privacy is not None:
+            claim = epsilon_spent(dataclasses.replace(privacy, delta=used), run)
     else:
         scores = _of_examples(target, coins, run, seed)
-    used = delta if delta is not None else _DELTA if privacy is None else privacy.delta
     return EpsilonResult(
         job=target.job.name,
         canaries=kind,
-        claim=math.inf if privacy is None else epsilon_spent(privacy, run),
+        claim=math.inf if claim is None else claim,
         delta=used,
         rounds=run,
         confidence=confidence,
         bound=epsilon_lower_bound(scores, coins, delta=used, confidence=confidence),
         noise=noise,
-        clip_fault=fault,
         scores=scores,
         included=coins,
     )
@@ -293,89 +237,82 @@ def audit_epsilon(
 
 def _of_sites(
     target: AuditTarget, coins: NDArray[np.bool_], rounds: int, seed: int
-) -> tuple[Vector, NoiseTest | None, str]:
+) -> tuple[Vector, NoiseTest | None]:
     privacy = target.job.privacy
+    clip = 1.0 if privacy is None else privacy.clip
+    step = _BEYOND * clip if privacy is not None else clip
+    both = privacy is not None and privacy.adjacency == "replace-one"
     sites = tuple(f"canary-{number:05d}" for number in range(len(coins)))
-    included = dict(zip(sites, coins.tolist(), strict=True))
-    clip = _CLIP if privacy is None else privacy.clip
-    hook = _CanarySites(
-        included,
-        clip=clip,
-        both=privacy is not None and privacy.adjacency == "replace-one",
-        checked=privacy is not None,
-        seed=seed,
-    )
+    released = _Released()
     with temporary() as folder:
-        data = _shared_data(target, folder / "data", sites)
+        data = folder / "data"
+        for number, (site, coin) in enumerate(zip(sites, coins.tolist(), strict=True)):
+            moves = step if coin else -step if both else 0.0
+            write_canary(data / site, number=number, step=moves, seed=seed)
         model = run_variant(
             target,
             folder / "job",
             changes={
+                "app": str(canary_app(target, folder / "app")),
                 "sites": list(sites),
                 "data": None,
                 "placement": None,
-                "quorum": len(sites),
+                "quorum": 0,
                 "rounds": rounds,
                 "strategy": {"name": "fedavg"},
                 "compression": None,
-                "evaluate": {"every": rounds, "fraction": 0.0, "metric": ""},
                 "privacy": _for_all(privacy, len(sites)),
             },
             data=data,
-            hooks=[hook],
+            hooks=[released],
             seed=seed,
         ).model
-    released = [hook.models[number] for number in sorted(hook.models)] + [flat(model)]
-    steps = np.diff(np.array(released), axis=0) * len(sites)
-    places = np.array([hook.number[site] for site in sites])
-    return steps[:, places].sum(axis=0) / clip, _noise(steps, hook, privacy), hook.fault
+    models = np.array([released.models[n] for n in sorted(released.models)] + [flat(model)])
+    order = canary_places(models.shape[1], seed)
+    if len(order) < len(sites):
+        raise ConfigError(
+            f"the model has {len(order)} numbers, and each of {len(sites)} canaries needs one",
+            where="--canaries",
+            hint="lower it",
+        )
+    asked = np.array([released.asked_sites[n] for n in sorted(released.models)], dtype=np.float64)
+    if privacy is not None and privacy.expected_cohort is not None:
+        asked[:] = len(sites)
+    sums = np.diff(models, axis=0) * asked[:, None]
+    scores = sums[:, order[: len(sites)]].sum(axis=0) / clip
+    return scores, _noise(sums[:, order[len(sites) :]], asked, privacy)
 
 
 def _noise(
-    steps: NDArray[np.float64], hook: _CanarySites, privacy: PrivacySpec | None
+    sums: NDArray[np.float64], asked: Vector, privacy: PrivacySpec | None
 ) -> NoiseTest | None:
-    """Compare the noise on the numbers that nobody moved with its claim."""
-    values = steps[:, hook.free].reshape(-1)
-    if privacy is None or len(values) < _FEWEST_NUMBERS:
+    """Compare the noise on the numbers that nobody moved, by round, with its claim."""
+    if privacy is None or sums.size < _FEWEST_NUMBERS or privacy.clip_quantile is not None:
         return None
-    measured, low, high = noise_interval(values, confidence=0.999)
-    return NoiseTest(
-        claimed=privacy.noise_multiplier * privacy.sensitivity,
-        measured=measured,
-        low=low,
-        high=high,
-        numbers=len(values),
-    )
+    claimed = privacy.update_multiplier * privacy.sensitivity
+    if privacy.updates_are_private:
+        sums = sums / np.sqrt(asked)[:, None]  # each client has noise of its own
+    measured, low, high = noise_interval(sums.reshape(-1), confidence=0.999)
+    return NoiseTest(claimed=claimed, measured=measured, low=low, high=high, numbers=sums.size)
 
 
 def _for_all(privacy: PrivacySpec | None, sites: int) -> dict[str, Any] | None:
-    """Return the job's ``[privacy]`` for a run of all sites in each round.
+    """Return the job's ``[privacy]`` for a run of many sites.
 
-    No amplification by sampling is credited, so the claim is the same. Noise is from the seed, so
-    that an audit repeats to the bit; the auditor does not use the seed.
+    No amplification by sampling is credited, so the claim is that of full participation. Noise is
+    from the seed, so that an audit repeats to the bit; the auditor does not use the seed.
     """
     if privacy is None:
         return None
-    table = {
-        key: value
-        for key, value in privacy.to_mapping().items()
-        if key not in {"sampling", "sampling_rate", "sample_size", "population"}
-    }
-    if table.get("expected_cohort") is not None:
+    table: dict[str, Any] = privacy.to_mapping()
+    if privacy.sampling == "fixed":
+        table["sampling"] = "full"
+        del table["sample_size"], table["population"]
+    if privacy.expected_cohort is not None:
         table["expected_cohort"] = float(sites)
+    if privacy.shares is not None:
+        table["shares"] = sites
     return {**table, "insecure_deterministic_noise": True}
-
-
-def _shared_data(target: AuditTarget, folder: Path, sites: tuple[str, ...]) -> Path:
-    """Give each canary the data of one of the job's sites: what it trains is replaced."""
-    folder.mkdir()
-    own = [(target.data / site).resolve() for site in target.job.sites]
-    for source in own:
-        if not source.is_dir():
-            raise ConfigError("is no folder with the data of a site", where=str(source))
-    for number, site in enumerate(sites):
-        (folder / site).symlink_to(own[number % len(own)], target_is_directory=True)
-    return folder
 
 
 def _of_examples(target: AuditTarget, coins: NDArray[np.bool_], rounds: int, seed: int) -> Vector:
@@ -407,10 +344,7 @@ def _of_examples(target: AuditTarget, coins: NDArray[np.bool_], rounds: int, see
         kept = kept.rows(rng.permutation(len(kept)))
         changed[site] = compose(kept, others[site], target.spec.trained)
     first = _FirstModel()
-    privacy = target.job.privacy
-    changes: dict[str, Any] = {"rounds": rounds}
-    if privacy is not None:
-        changes["privacy"] = privacy.to_mapping()
+    changes = {"rounds": rounds}
     with temporary() as folder:
         data = write_data(target, folder / "data", changed)
         model = run_variant(

@@ -438,12 +438,10 @@ def _cell(
     hooks: list[Hook] = [accuracy]
     if attack not in {NONE, LABEL_FLIP}:
         hooks.append(_Poison(attack, frozenset(attackers), strength, seed))
-    changes: dict[str, Any] = {
-        "evaluate": {"every": 1, "fraction": 1.0, "metric": job.evaluate.metric}
-    }
+    changes: dict[str, Any] = {}
     if rule.name != APP:
         changes["strategy"] = {"name": rule.name, "options": dict(rule.options)}
     if rounds is not None:
         changes["rounds"] = rounds
-    run_variant(target, folder, changes=changes, data=data, hooks=hooks, seed=seed)
+    run_variant(target, folder, changes=changes, data=data, hooks=hooks, seed=seed, evaluate=True)
     return Cell(attack=attack, rule=rule.title, accuracy=accuracy.by_round())

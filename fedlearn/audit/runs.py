@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attestation.config import dumps
 from fedlearn.audit.site_data import Records, write_site
 from fedlearn.audit.target import AuditTarget
+from fedlearn.job.tables import MAX_ROUNDS
 
 if TYPE_CHECKING:
     from fedlearn.simulation import Hook, SimulatedRun
@@ -52,11 +53,13 @@ def run_variant(
     data: Path,
     hooks: Sequence[Hook] = (),
     seed: int | None = None,
+    evaluate: bool = False,
 ) -> SimulatedRun:
     """Run the job with some keys changed, in this process.
 
     :param folder: is made; the variant's job and its run are kept in it.
     :param changes: keys and tables in place of those of the job's file; None removes one.
+    :param evaluate: whether the sites evaluate the model of each round.
     :param data: a folder with a folder of data for each site.
     :raises ConfigError: when the changed job is not consistent.
     """
@@ -65,6 +68,8 @@ def run_variant(
     folder.mkdir(parents=True)
     table = target.job.to_table()
     table["app"] = str((target.path.parent / target.job.app).resolve())
+    every, share = (1, 1.0) if evaluate else (MAX_ROUNDS, 0.0)
+    table["evaluate"] = {**table["evaluate"], "every": every, "fraction": share}
     table.update(changes)
     table = {key: value for key, value in table.items() if value is not None}
     file = folder / "job.toml"

@@ -11,6 +11,8 @@
 
 An app without torch names ``predict = "module:function"``, a function of the list of weights and
 of examples that returns logits (n, classes).
+
+The page is docs/how-to/audit.md.
 """
 
 from __future__ import annotations
@@ -204,7 +206,7 @@ class AuditTarget:
                 key="rate",
                 hint='rate = 0.05, or rate_key = "learning-rate" for a key of the run config',
             )
-        config = {**check_folder(self._app()).defaults, **self.job.config}
+        config = {**check_folder(self.app_folder()).defaults, **self.job.config}
         value = config.get(self.spec.rate_key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(
@@ -281,7 +283,8 @@ class AuditTarget:
 
         return answer
 
-    def _app(self) -> Path:
+    def app_folder(self) -> Path:
+        """Return the folder of the app; raises ConfigError when it is a bundle."""
         folder = self.path.parent / self.job.app
         if not folder.is_dir():
             raise ConfigError(
@@ -294,7 +297,7 @@ class AuditTarget:
 
     def _function(self, key: str, reference: str) -> Callable[..., Any]:
         module, _, name = reference.partition(":")
-        with _importable(self._app()):
+        with _importable(self.app_folder()):
             try:
                 found = getattr(importlib.import_module(module), name)
             except (ImportError, AttributeError) as error:

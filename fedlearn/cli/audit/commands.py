@@ -156,8 +156,9 @@ def membership(audit: Audit, shadows: int, rounds: int | None, gamma: float) -> 
 @click.option(
     "--kind",
     type=click.Choice(("sites", "examples")),
-    default=None,
-    help="What the canaries are; by default what [privacy] protects.",
+    default="sites",
+    show_default=True,
+    help="sites: for [privacy]; examples: for an app that trains with example-level privacy.",
 )
 @click.option(
     "--confidence",
@@ -171,21 +172,28 @@ def membership(audit: Audit, shadows: int, rounds: int | None, gamma: float) -> 
     default=None,
     help="Of the bound; by default that of the job, 1e-5 without [privacy].",
 )
+@click.option(
+    "--claim",
+    type=click.FloatRange(0),
+    default=None,
+    help="The epsilon that the app claims (--kind examples).",
+)
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Those of the job by default.")
 @click.pass_context
 def epsilon(
     context: click.Context,
     audit: Audit,
     canaries: int,
-    kind: str | None,
+    kind: str,
     confidence: float,
     delta: float | None,
+    claim: float | None,
     rounds: int | None,
 ) -> None:
     """Bound epsilon from below with one run, and compare it with the job's claim.
 
-    A bound above the claim, noise below it, or an update beyond the clip refutes the claim: the
-    command ends with status 2.
+    A bound above the claim, or less noise than claimed, refutes the claim: the command ends with
+    status 2.
     """
     target = audit.target()
     from fedlearn.audit.epsilon import audit_epsilon
@@ -193,10 +201,11 @@ def epsilon(
 
     result = audit_epsilon(
         target,
-        kind=kind or "",
+        kind=kind,
         canaries=canaries,
         confidence=confidence,
         delta=delta,
+        claim=claim,
         rounds=rounds,
         seed=audit.seed,
     )

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from fedlearn.audit.target import AuditTarget
 
-APP = Path(__file__).parent / "app"
+APP = Path(__file__).parents[2] / "apps/audited"
 AUDIT = """\
 model = "audited_app.task:new_model"
 scale = 0.0625

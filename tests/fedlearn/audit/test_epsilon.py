@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedlearn.audit import epsilon as module
-from fedlearn.audit.epsilon import audit_epsilon, flat, moved
-from fedlearn.errors import ConfigError
+from fedlearn.audit.epsilon import audit_epsilon
+from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.privacy.chain import GridNoise
 from fedlearn.privacy.client import ClientPrivacy
 from tests.fedlearn.audit.conftest import MakeTarget
@@ -82,17 +80,29 @@ def test_missing_noise_refutes_the_claim(
     assert "THE CLAIM IS REFUTED" in result.verdict
 
 
-def test_an_update_beyond_the_clip_is_found(
+def test_an_update_beyond_the_clip_is_refused_by_the_aggregator(
     make_target: MakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unclipped(self: ClientPrivacy, update: Any, reference: Mapping[str, Any]) -> Any:
-        return {name: array + 1.0 for name, array in update.items()}
+    def unclipped(self: ClientPrivacy, update: Any, *arguments: Any, **more: Any) -> Any:
+        return update
 
     monkeypatch.setattr(ClientPrivacy, "outgoing", unclipped)
     target = make_target(sites=2, rows=8, rounds=1, more=private())
-    result = audit_epsilon(target, canaries=4)
-    assert result.fails
-    assert "THE CLIP IS NOT KEPT: site canary-" in result.verdict
+    with pytest.raises(
+        FedlearnError, match="1 of the 4 updates that the round asked for can be used"
+    ):
+        audit_epsilon(target, canaries=4)
+
+
+@pytest.mark.parametrize("mechanism", ["local", "distributed"])
+def test_noise_of_the_clients_is_audited_too(make_target: MakeTarget, mechanism: str) -> None:
+    text = private().replace("central", mechanism)
+    if mechanism == "distributed":
+        text += "shares = 2\n"
+    result = audit_epsilon(make_target(sites=2, rows=8, rounds=1, more=text), canaries=20)
+    assert result.noise is not None
+    assert result.noise.low < result.noise.claimed < result.noise.high
+    assert not result.fails
 
 
 def test_canary_examples_are_found_without_noise(make_target: MakeTarget) -> None:
@@ -107,41 +117,40 @@ def test_canary_examples_are_found_without_noise(make_target: MakeTarget) -> Non
     assert result.bound.epsilon > 0.5
 
 
-def test_a_canary_moves_one_number_by_no_more_than_the_clip() -> None:
-    model: dict[str, np.ndarray] = {
-        "a": np.full((2, 2), 1000.0, np.float32),
-        "steps": np.zeros(3, np.int64),
-        "b": np.full(3, -1e-3, np.float32),
-    }
-    for place in range(7):
-        changed = moved(model, place, 1e-3)
-        difference = flat(changed) - flat(model)
-        assert 0 < difference[place] <= 1e-3
-        assert np.count_nonzero(difference) == 1
-    assert np.array_equal(flat(moved(model, 0, 0.0)), flat(model))
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"canaries": 1}, "must be at least 2"),
         ({"kind": "magic"}, "--kind"),
         ({"confidence": 1.0}, "--confidence"),
-        ({"canaries": 2411}, "the model has 2410 numbers"),
         ({"kind": "examples", "canaries": 90}, "has 40 examples, and 45 canaries"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(
-    make_target: MakeTarget, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+    make_target: MakeTarget, options: dict[str, Any], text: str
 ) -> None:
-    target = make_target(sites=2, rounds=1)
-    if options.get("canaries", 0) > 2000:
-        monkeypatch.setattr(module, "run_variant", lambda *a, hooks, **k: ask(hooks[0]))
     with pytest.raises(ConfigError, match=text):
-        audit_epsilon(target, **options)
+        audit_epsilon(make_target(sites=2, rounds=1), **options)
 
 
-def ask(hook: Any) -> None:
-    from fedlearn.simulation import Call
+def test_a_claim_beside_that_of_the_job_is_refused(make_target: MakeTarget) -> None:
+    with pytest.raises(ConfigError, match="--claim"):
+        audit_epsilon(make_target(sites=2, more=private()), claim=1.0)
 
-    hook.asked(Call(site="canary-00000", round=1, kind="train"), {"w": np.zeros(2410)})
+
+def test_an_app_whose_parts_share_a_module_is_refused(make_target: MakeTarget) -> None:
+    target = make_target(sites=2)
+    project = target.app_folder() / "pyproject.toml"
+    project.write_text(project.read_text().replace("client_app:app", "server_app:app"))
+    with pytest.raises(ConfigError, match=r"are in one module, audited_app\.server_app"):
+        audit_epsilon(target, canaries=4)
+
+
+def test_fewer_numbers_than_canaries_are_refused(make_target: MakeTarget) -> None:
+    target = make_target(sites=2, rounds=1)
+    task = target.app_folder() / "audited_app/task.py"
+    network = "nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))"
+    assert network in task.read_text()
+    task.write_text(task.read_text().replace(network, "nn.Linear(2, 1)"))
+    with pytest.raises(ConfigError, match="the model has 3 numbers, and each of 5 canaries"):
+        audit_epsilon(target, canaries=5)

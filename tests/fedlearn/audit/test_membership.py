@@ -1,4 +1,4 @@
-"""Membership inference on the model of a simulated federation."""
+"""An attack on membership, made on the model of a simulated federation."""
 
 from __future__ import annotations
 
