@@ -355,6 +355,13 @@ class Coordinator:
             admission, stored, registry=self._registry, now=self._clock()
         )
 
+    def release_state_secret(self, admission: Admission) -> bytes:
+        """Wrap the coordinator's part of the key of its states to an admitted client."""
+        self.jobs.require(admission.job)
+        return self._directory.keys.release_state(
+            admission, registry=self._registry, now=self._clock()
+        )
+
     def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
         """Keep a sealed log; see :meth:`server.jobs.app_logs.AppLogs.deliver`."""
         self._app_logs.deliver(admission, log)

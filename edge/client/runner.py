@@ -42,6 +42,7 @@ from edge.client.app_log import app_log_for, plain_is_possible
 from edge.client.dataset import Tally, records
 from edge.client.flower.app_process import AppLimits
 from edge.client.flower.fleet import Identity
+from edge.client.flower.state_store import StateStore
 from edge.client.flower.warm_client import ClientPlan, WarmClient
 from edge.protocol.bootstrap import Bootstrap
 from edge.protocol.rpc import AdmittedClient, GateClient
@@ -55,6 +56,7 @@ from fedlearn.job.app_log import SealedAppLog
 from fedlearn.job.phase import Phase
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox import FULL, protect_this_process
+from fedlearn.sealing.client_state import open_secret, state_key
 from fedlearn.update.commitment import commit
 
 __all__ = ["ReportPhase", "run"]
@@ -106,6 +108,7 @@ def run(
         stop=stop,
         scratch=scratch,
         plain=plain_is_possible(bootstrap.attester, in_pod=in_pod),
+        keeps_state=not in_pod,
         now=now,
     )
     try:
@@ -131,6 +134,7 @@ class _Client:
         stop: threading.Event,
         scratch: Path,
         plain: bool,
+        keeps_state: bool,
         now: Callable[[], datetime],
     ) -> None:
         self._bootstrap = bootstrap
@@ -139,6 +143,7 @@ class _Client:
         self._stop = stop
         self._scratch = scratch
         self._plain = plain
+        self._keeps_state = keeps_state
         self._now = now
         self._read = bootstrap.read()
         self._job: JobSpec = self._read.spec
@@ -298,10 +303,31 @@ class _Client:
                 client=bootstrap.client,
                 deliver=self._deliver_log,
             ),
+            store=self._state_store(plan.limits.memory_bytes) if self._keeps_state else None,
         )
         self._opened = warm
         warm.load()
         return warm
+
+    def _state_store(self, most: int) -> StateStore:
+        """Return where the state of the app is kept for the next client of this site and job.
+
+        What a pod writes is gone with it, so that only a process of the site's machine has one.
+        """
+        job, site = self._job.name, self._bootstrap.site
+        folder = self._bootstrap.state / "app-state" / f"{job}-{self._read.workload.hex()[:16]}"
+        return StateStore(folder, job=job, site=site, key=self._state_key, most=most)
+
+    def _state_key(self) -> bytes:
+        """Ask for the key of the states, as the client that is admitted now."""
+        admission, seed = self._admission, self._seed
+        if admission is None or seed is None:
+            raise AdmissionDenied("the client is not admitted")
+        params = admission.params
+        with control_of(admission.gate, admission.admitted, params.keys) as control:
+            wrapped = control.release_state_secret()
+        names = {"job": params.job, "site": params.site}
+        return state_key(open_secret(wrapped, params.keys.hpke, **names), seed, **names)
 
     def _deliver_log(self, log: SealedAppLog) -> None:
         """Deliver a sealed log as the client that is admitted now."""

@@ -197,6 +197,13 @@ class ControlClient(Calls):
         request = pb.ReleaseKeyRequest(model=model, version=version, file_id=file_id)
         return bytes(self._retry(self._clients.ReleaseKey, request).wrapped)
 
+    def release_state_secret(self) -> bytes:
+        """Return the coordinator's part of the key of this client's states, wrapped.
+
+        :raises KeyReleaseDenied: when it is not for this client, or not now.
+        """
+        return bytes(self._retry(self._clients.ReleaseStateSecret, pb.Empty()).wrapped)
+
     def deliver_app_log(self, log: SealedAppLog) -> None:
         """Deliver a sealed log of the app, once: a log that does not arrive leaves a gap."""
         request = pb.AppLog(

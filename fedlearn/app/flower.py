@@ -43,6 +43,7 @@ __all__ = [
     "MASKED",
     "PACKED",
     "SECAGG",
+    "STATE",
     "Flat",
     "FlowerMismatch",
     "Packer",
@@ -74,6 +75,8 @@ own. Question and answer hold one ConfigRecord of this name: ``stage``, ``sessio
 
 MASKED: Final = "masked"
 """The name of the one array of a masked update."""
+STATE: Final = "fedlearn.state"
+"""The name of the record in which a client states the digest of its sealed state."""
 
 _NAME: Final = "packed"
 

@@ -724,6 +724,11 @@ class ClientsStub:
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.SerializeToString,
                 response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
                 _registered_method=True)
+        self.ReleaseStateSecret = channel.unary_unary(
+                '/fedlearn.v1.Clients/ReleaseStateSecret',
+                request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
+                response_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
+                _registered_method=True)
         self.DeliverAppLog = channel.unary_unary(
                 '/fedlearn.v1.Clients/DeliverAppLog',
                 request_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.AppLog.SerializeToString,
@@ -763,6 +768,14 @@ class ClientsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseStateSecret(self, request, context):
+        """The coordinator's part of the key of this client's states, HPKE-wrapped to the attested key
+        (fedlearn.sealing.client_state).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeliverAppLog(self, request, context):
         """What the app has written in one round, sealed to the job's owner (fedlearn.sealing.app_log).
         """
@@ -791,6 +804,11 @@ def add_ClientsServicer_to_server(servicer, server):
             'ReleaseKey': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseKey,
                     request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.FromString,
+                    response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.SerializeToString,
+            ),
+            'ReleaseStateSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseStateSecret,
+                    request_deserializer=fedlearn_dot_wire_dot_fedlearn__pb2.Empty.FromString,
                     response_serializer=fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.SerializeToString,
             ),
             'DeliverAppLog': grpc.unary_unary_rpc_method_handler(
@@ -907,6 +925,33 @@ class Clients:
             target,
             '/fedlearn.v1.Clients/ReleaseKey',
             fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyRequest.SerializeToString,
+            fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseStateSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlearn.v1.Clients/ReleaseStateSecret',
+            fedlearn_dot_wire_dot_fedlearn__pb2.Empty.SerializeToString,
             fedlearn_dot_wire_dot_fedlearn__pb2.ReleaseKeyReply.FromString,
             options,
             channel_credentials,

@@ -9,6 +9,7 @@ from server.flower.application.app_files import kept_as
 from server.jobs.active_job import noise_name
 from server.jobs.app_logs import AppLogs
 from server.jobs.records.job_store import JobStore
+from server.keys.service import state_secret_name
 from server.state_directory import StateDirectory
 
 __all__ = ["JobDeletion"]
@@ -63,3 +64,4 @@ class JobDeletion:
             self._directory.store.remove(model)
         self._app_logs.forget(run)
         self._directory.keys.discard(noise_name(run))
+        self._directory.keys.discard(state_secret_name(run))

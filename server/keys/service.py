@@ -27,6 +27,7 @@ from attestation.durable import is_temporary
 from attestation.errors import UnsealError
 from fedlearn.errors import KeyReleaseDenied, StoreError
 from fedlearn.sealing import Header, release_to
+from fedlearn.sealing.client_state import release_secret
 from server.admission.registry import Admission
 from server.disk import store_error
 from server.keys.key_protectors import ROOT_BYTES, Protector
@@ -34,7 +35,7 @@ from server.keys.release import LiveAdmissions, Releasable, check_release
 from server.keys.root_key import RootKey, hkdf, reason
 from server.naming import checked_name
 
-__all__ = ["KeyService", "ModelKey", "RecordEntry"]
+__all__ = ["KeyService", "ModelKey", "RecordEntry", "state_secret_name"]
 
 RecordEntry = Callable[[str, Mapping[str, Any]], object]
 """Appends one entry to the ledger, durably: ``record(kind, body)``."""
@@ -55,6 +56,11 @@ class ModelKey:
     def content_key(self, file_id: bytes) -> bytes:
         """Return the content key of one file (32 bytes)."""
         return hkdf(self.value, salt=file_id, info=_CONTENT)
+
+
+def state_secret_name(run: str) -> str:
+    """Return the name under which the secret of the states of a run's clients is kept."""
+    return f"client-state-{run}"
 
 
 class KeyService:
@@ -280,6 +286,57 @@ class KeyService:
             raise
         self._report({**body, "allowed": True})
         return wrapped
+
+    def release_state(
+        self, admission: Admission, *, registry: LiveAdmissions, now: datetime
+    ) -> bytes:
+        """Return the coordinator's part of the key of a client's states, wrapped to its HPKE key.
+
+        It is the same for every client of the site in this run, and gone with :meth:`discard` of
+        :func:`state_secret_name`. The conditions and the ledger are those of :meth:`release`.
+        :func:`fedlearn.sealing.client_state.open_secret` opens the answer.
+
+        :raises KeyReleaseDenied: naming the condition that failed.
+        """
+        body: dict[str, Any] = {
+            "model": "the state of its client",
+            "version": 0,
+            "file_id": "",
+            "job": admission.job,
+            "site": admission.site,
+            "client": admission.client,
+            "to": admission.thumbprint.hex(),
+            "evidence": admission.evidence_digest.hex(),
+            "policy": admission.policy_digest.hex(),
+        }
+        try:
+            check_release(
+                admission, model=body["model"], job=admission.job, registry=registry, now=now
+            )
+            try:
+                wrapped = release_secret(
+                    self._state_secret(admission.job),
+                    admission.hpke_key,
+                    job=admission.job,
+                    site=admission.site,
+                )
+            except ValueError as error:
+                raise KeyReleaseDenied(f"no key to release: {error}") from error
+        except KeyReleaseDenied as denied:
+            self._report({**body, "allowed": False, "reason": str(denied)})
+            raise
+        self._report({**body, "allowed": True})
+        return wrapped
+
+    def _state_secret(self, run: str) -> bytes:
+        """Return the secret of the states of a run, made when it is first needed."""
+        name = state_secret_name(run)
+        with self._lock:
+            found = self.secret(name)
+            if found is None:
+                found = secrets.token_bytes(ROOT_BYTES)
+                self.keep(name, found)
+            return found
 
     # -- inside
 

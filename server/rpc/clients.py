@@ -73,6 +73,11 @@ class ClientsService:
         )
         return pb.ReleaseKeyReply(wrapped=wrapped)
 
+    def ReleaseStateSecret(self, request: pb.Empty, caller: Caller) -> pb.ReleaseKeyReply:  # noqa: N802
+        """Release the coordinator's part of the key of a client's states to the attested key."""
+        wrapped = self._coordinator.release_state_secret(_admission(caller))
+        return pb.ReleaseKeyReply(wrapped=wrapped)
+
     def DeliverAppLog(self, request: pb.AppLog, caller: Caller) -> pb.Empty:  # noqa: N802
         """Keep a sealed log. Whose it is, the admission states, and not the request."""
         admission = _admission(caller)

@@ -134,6 +134,10 @@ class Coordinator(Protocol):
         """Return a content key, HPKE-wrapped to the admission's key."""
         ...
 
+    def release_state_secret(self, admission: Admission) -> bytes:
+        """Return its part of the key of a client's states, HPKE-wrapped to the admission's key."""
+        ...
+
     def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
         """Keep a sealed log of an admitted client."""
         ...

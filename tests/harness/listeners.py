@@ -114,6 +114,9 @@ class RecordingCoordinator:
             raise KeyReleaseDenied(f"the model {model} is not for {admission.job}", hint="ask")
         return b"wrapped for " + admission.hpke_key
 
+    def release_state_secret(self, admission: Admission) -> bytes:
+        return b"secret for " + admission.hpke_key
+
     def deliver_app_log(self, admission: Admission, log: SealedAppLog) -> None:
         self.calls.append(("app log", (admission.job, admission.site, log)))
 

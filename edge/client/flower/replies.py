@@ -41,11 +41,22 @@ from edge.client.flower.compression import UpdateCompressor
 from edge.client.flower.filters import UpdateFilters
 from edge.client.flower.fleet import Work
 from edge.client.flower.masking import MaskedUpdates
+from edge.client.flower.memory import KeptMemory, Memory
+from edge.client.flower.state_store import StateStore
 from fedlearn.app import install as bundle
 from fedlearn.app.array_records import arrays_of, record_of, records_of
-from fedlearn.app.flower import CALL, FILTERED, SECAGG, Flat, Packer, flatten, inflate, unpack
+from fedlearn.app.flower import (
+    CALL,
+    FILTERED,
+    SECAGG,
+    STATE,
+    Flat,
+    Packer,
+    flatten,
+    inflate,
+    unpack,
+)
 from fedlearn.app.message import CLIENT_APP_RAISED_EXCEPTION
-from fedlearn.compression.codec import Residual
 from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import FedlearnError, JobError, UpdateRejected
 from fedlearn.job.seeds import derive
@@ -100,20 +111,6 @@ class ClientPlan:
         return str(self.spec.strategy.options.get("weighted_by_key", "num-examples"))
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a client keeps from one call to the next, all of it.
-
-    ``state``     of the app
-    ``residual``  what compression has removed from the updates so far
-    ``secure``    the session of secure aggregation, with its secrets
-    """
-
-    state: State = EMPTY
-    residual: Residual = field(default_factory=dict)
-    secure: bytes = field(default=b"", repr=False)
-
-
 class Replies:
     """The app of one job at one site. Not thread-safe, except :meth:`close`.
 
@@ -125,6 +122,7 @@ class Replies:
     :param app: the app, loaded; by default it gets a process of its own in a sandbox.
     :param memory: of earlier calls.
     :param credentials: sign the keys of secure aggregation; by default they are not signed.
+    :param store: where the memory is kept for the next client; by default nowhere.
     """
 
     def __init__(
@@ -137,6 +135,7 @@ class Replies:
         app: App | None = None,
         memory: Memory | None = None,
         credentials: Credentials | None = None,
+        store: StateStore | None = None,
     ) -> None:
         memory = memory or Memory()
         self.node = self.run = 0
@@ -169,6 +168,7 @@ class Replies:
         self._process: App | None = app
         self._state: State = memory.state
         self._in_process: State | None = None
+        self._kept = KeptMemory(store, always=self._hides)
 
     @property
     def memory(self) -> Memory:
@@ -228,13 +228,25 @@ class Replies:
         self._round = call.round
         if self._masked is not None and kind == SECAGG:
             return self._masked.answer(message.content, call.round)
-        self._state = self._history.before(call, self._state)
         privacy = self._privacy
+        try:
+            memory = self._kept.before(str(config.get("state", "")))
+        except FedlearnError as error:
+            # Nothing in it comes from the app: names of files, and what the coordinator reported.
+            _LOG.error("round %d: %s", call.round, error)
+            if self._hides:
+                raise JobError(WITHHELD) from None
+            raise
+        if memory is not None:
+            self._state = memory.state
+            if self._compressor is not None:
+                self._compressor = UpdateCompressor(self._plan.spec, memory.residual)
+        self._state = self._history.before(call, self._state)
         if self._masked is not None:
             return self._hidden(self._masked, work, message.content, call, kind)
         if privacy is None:
             answer = self._filtered(self._called(work, call, kind), message.content, kind)
-            return self._stated(self._compressed(answer, message.content, call, kind))
+            return self._stated(self._compressed(answer, message.content, call, kind), call)
         limit = self._plan.max_message_bytes
         try:
             asked = unpack(message.content, max_bytes=limit)
@@ -243,13 +255,13 @@ class Replies:
             train = kind.split(".")[0] == MessageType.TRAIN
             clip = checked_clip(privacy.spec, config.get("clip")) if train else privacy.spec.clip
             outgoing = self._private(privacy, answer, asked, call.round if train else None, clip)
-            outgoing = self._compressed(outgoing, asked, call, kind)
+            outgoing = self._stated(self._compressed(outgoing, asked, call, kind), call)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
             self._note(error, "the app's answer does not leave")
             raise JobError(WITHHELD) from None
         if records_of(outgoing, ArrayRecord):
             self._charge(message.metadata.message_id)
-        return self._stated(Packer().content(outgoing))
+        return Packer().content(outgoing)
 
     def _hidden(
         self, masked: MaskedUpdates, work: Work, asked: RecordDict, call: Call, kind: str
@@ -262,22 +274,32 @@ class Replies:
             asked = unpack(asked, max_bytes=limit)
             answer = self._filtered(self._called(work, call, kind), asked, kind)
             answer = unpack(answer, max_bytes=limit)
-            return self._stated(Packer().content(masked.masked(answer, asked, call.round)))
+            outgoing = Packer().content(masked.masked(answer, asked, call.round))
+            return self._stated(outgoing, call)
         except Exception as error:  # noqa: BLE001  the app can choose each error that this has
             self._note(error, "the app's answer does not leave")
             raise JobError(WITHHELD) from None
 
     def _filtered(self, answer: RecordDict, asked: RecordDict, kind: str) -> RecordDict:
         """Return the answer of the app after the filters of the site."""
-        answer.pop(FILTERED, None)  # the client alone states it
+        for name in (FILTERED, STATE):
+            answer.pop(name, None)  # the client alone states it
         if not self._filters.names:
             return answer
         limit = self._plan.max_message_bytes
         answer, asked = (unpack(each, max_bytes=limit) for each in (answer, asked))
         return Packer().content(self._filters.content(answer, asked, self._round, kind))
 
-    def _stated(self, outgoing: RecordDict) -> RecordDict:
-        """Return an answer, an update with the names of the filters that were applied to it."""
+    @property
+    def _hides(self) -> bool:
+        """Whether nothing may leave that the app can choose, beside its update."""
+        return self._privacy is not None or self._masked is not None
+
+    def _stated(self, outgoing: RecordDict, call: Call) -> RecordDict:
+        """Return an answer with the digest of the client's state, and an update with the names of
+        the filters that were applied to it."""
+        if digest := self._kept.after(call, self.memory):
+            outgoing[STATE] = ConfigRecord({"digest": digest})
         if self._filters.names and records_of(outgoing, ArrayRecord):
             outgoing[FILTERED] = ConfigRecord({"names": self._filters.names})
         return outgoing

@@ -16,6 +16,7 @@ from edge.client.app_log import AppLog
 from edge.client.flower.fleet import HEARTBEAT_SECONDS, Ended, Fleet, Identity, Work
 from edge.client.flower.masking import FleetCredentials
 from edge.client.flower.replies import ClientPlan, Replies
+from edge.client.flower.state_store import StateStore
 from fedlearn.app.message import Flat
 from fedlearn.backoff import Backoff, retry
 from fedlearn.errors import FedlearnError, TransportError, UpdateRejected
@@ -34,6 +35,7 @@ class WarmClient:
     :param charge: ``charge(question)`` charges an update to the budget of the site's data before
         it leaves under privacy; if it raises, the update does not leave.
     :param log: takes what the app writes; by default it is discarded.
+    :param store: keeps the state of the client for the one after it.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class WarmClient:
         directory: Path,
         charge: Callable[[str], object],
         log: AppLog | None = None,
+        store: StateStore | None = None,
     ) -> None:
         self._plan = plan
         self._fleet = Fleet(address, identity, max_message_bytes=plan.max_message_bytes)
@@ -55,6 +58,7 @@ class WarmClient:
             charge=charge,
             log=log,
             credentials=self._credentials,
+            store=store,
         )
         self._last: tuple[str, Flat] | None = None
         self._stop = threading.Event()

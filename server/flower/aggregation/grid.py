@@ -220,6 +220,9 @@ class JobGrid(Grid):  # type: ignore[misc]
             if id(content) not in specs:
                 specs[id(content)] = self.validator.spec(content)
             packed = packer.content(content, **{CALL: call})
+            if state := self.validator.states.get(self.site(message.metadata.dst_node_id)):
+                own = ConfigRecord({**call, "state": state})
+                packed = RecordDict({**dict(packed.items()), CALL: own})
             sent.append(Message(metadata=message.metadata, content=packed))
         flat = flatten(sent)
         pushed = self._coordinator.push(flat)

@@ -218,7 +218,7 @@ class Rounds:
     def _release(self, stage: Stage, number: int, rounds: int) -> None:
         """Make the model of a round, charge for it and seal it. It was not disclosed before."""
         saved = self._last if self._last is not None else self._state(stage)
-        arrays = stage.arrays
+        arrays, states = stage.arrays, dict(self._grid.validator.states)
         for _ in range(_MAX_REPEATS):
             try:
                 self._train(stage, number, rounds)
@@ -233,6 +233,7 @@ class Rounds:
                 self._coordinator.event("log", line=f"round {number} is run again: {revoked}")
                 self._set_back(stage, saved)
                 stage.arrays = arrays
+                self._grid.validator.states = states.copy()
         else:
             raise RoundError(f"round {number} lost a site {_MAX_REPEATS} times")
         if self._spec.privacy is not None:
@@ -346,6 +347,7 @@ class Rounds:
                     "evaluated": False,
                     "made": self._made,
                     "stage": self._stages,
+                    "states": dict(self._grid.validator.states),
                     "captured": state,
                 },
             )
@@ -368,6 +370,7 @@ class Rounds:
         self._set_back(stage, (checkpoint.state["captured"], tensors))
         model = record_of_document(checkpoint.model, max_bytes=MAX_RECORD_BYTES)
         stage.arrays = stage.result.arrays = model
+        self._grid.validator.states = dict(checkpoint.state.get("states", {}))
         self.finished = checkpoint.round
         # Checkpoints of earlier releases do not state it.
         self._made = bool(checkpoint.state.get("made", True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import (
@@ -19,7 +20,7 @@ from flwr.app import (
 )
 
 from fedlearn.app.array_records import records_of
-from fedlearn.app.flower import FILTERED, SECAGG, inflate, metadata_of
+from fedlearn.app.flower import FILTERED, SECAGG, STATE, inflate, metadata_of
 from fedlearn.app.message import UNKNOWN
 from fedlearn.config.filters import FILTER_KINDS, MOST_FILTERS
 from fedlearn.errors import FedlearnError, UpdateRejected
@@ -32,6 +33,8 @@ from server.flower.exchange.coordinator import Node
 from server.flower.job_plan import Reply
 
 __all__ = ["Asked", "UpdateValidator", "failure"]
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class UpdateValidator:
     """Checks the replies of sites, and reports each. Not thread-safe.
 
     ``most_examples``  how many examples each site may claim, from its commitment
+    ``states``         the digest of the sealed state that each site has reported last
     ``added``          whether updates go into the exact mean one by one: it looks at every value,
                        so that values are not checked here as well, and an update is reported when
                        it is in the sum
@@ -77,6 +81,7 @@ class UpdateValidator:
             counted=(WITHIN,) if rules.adaptive_clip else (),
         )
         self.most_examples: Mapping[str, int] = {}
+        self.states: dict[str, str] = {}
         self.added = False
         self.masked: Spec | None = None
 
@@ -142,6 +147,8 @@ class UpdateValidator:
         most = self.most_examples.get(asked.node.site, 0)
         if asked.kind == SECAGG:
             return checked(content)
+        if state := _state(content):
+            self.states[asked.node.site] = state
         asked.filters = _filters(content)
         if asked.filters and self._refuses_filters:
             raise UpdateRejected(
@@ -177,6 +184,18 @@ class UpdateValidator:
 def failure(metadata: Any, reason: str) -> Message:
     """Return the error message that a strategy gets in place of a reply."""
     return Message(metadata=metadata, error=Error(code=UNKNOWN, reason=reason))
+
+
+def _state(content: RecordDict) -> str:
+    """Take the digest of a state out of a reply, empty for none; raises UpdateRejected where it is
+    no SHA-256."""
+    stated = content.pop(STATE, None)
+    if stated is None:
+        return ""
+    digest = stated.get("digest") if isinstance(stated, ConfigRecord) else None
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise UpdateRejected("the digest of its state is not a SHA-256 in hexadecimal")
+    return digest
 
 
 def _filters(content: RecordDict) -> tuple[str, ...]:

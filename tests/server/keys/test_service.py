@@ -21,6 +21,7 @@ from attestation.errors import UnsealError
 from attestation.policy.result import AttestationResult, Finding, Tier
 from fedlearn.errors import ConfigError, KeyReleaseDenied, StoreError
 from fedlearn.sealing import Tensor, open_released, open_sealed, seal
+from fedlearn.sealing.client_state import open_secret
 from server.admission.registry import Admission, AdmissionRegistry
 from server.keys.key_protectors import (
     InsecurePlainKeyFile,
@@ -30,7 +31,7 @@ from server.keys.key_protectors import (
     TpmPolicy,
 )
 from server.keys.root_key import RootKey
-from server.keys.service import KeyService
+from server.keys.service import KeyService, state_secret_name
 from server.naming import checked_name
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -423,6 +424,46 @@ def test_no_key_without_every_condition(scene: Scene, case: str) -> None:
     assert kind == "key-release"
     assert body["allowed"] is False
     assert body["reason"]
+
+
+STATE_DENIED = {
+    **DENIED,
+    "weak hpke": (DENIED["weak hpke"][0], "another one|no key"),
+    "other job": (DENIED["other job"][0], "another one"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(STATE_DENIED))
+def test_no_secret_of_states_without_every_condition(scene: Scene, case: str) -> None:
+    change, reason = STATE_DENIED[case]
+    with pytest.raises(KeyReleaseDenied, match=reason):
+        scene.service.release_state(change(scene.admission), registry=scene.registry, now=NOW)
+    [(kind, body)] = scene.entries
+    assert (kind, body["allowed"]) == ("key-release", False)
+    assert scene.service.secret(state_secret_name("demo")) is None
+
+
+def test_each_client_of_a_site_gets_the_secret_of_its_states_and_no_other_sites(
+    scene: Scene,
+) -> None:
+    names = {"job": "demo", "site": scene.admission.site}
+    found = [
+        open_secret(
+            scene.service.release_state(scene.admission, registry=scene.registry, now=NOW),
+            scene.inside,
+            **names,
+        )
+        for _ in range(2)
+    ]
+    assert found[0] == found[1]
+    assert [(kind, body["allowed"]) for kind, body in scene.entries] == [("key-release", True)] * 2
+    # A job that was deleted takes the secret with it.
+    scene.service.discard(state_secret_name("demo"))
+    again = scene.service.release_state(scene.admission, registry=scene.registry, now=NOW)
+    assert open_secret(again, scene.inside, **names) != found[0]
+    scene.registry.revoke(scene.admission.thumbprint, "site drained", now=NOW)
+    with pytest.raises(KeyReleaseDenied, match="revoked: site drained"):
+        scene.service.release_state(scene.admission, registry=scene.registry, now=NOW)
 
 
 def test_an_ended_admission_gets_no_key(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedlearn.app.array_records import record_of
-from fedlearn.app.flower import Flat, Packer, flatten
+from fedlearn.app.flower import CALL, STATE, Flat, Packer, flatten, inflate
 from fedlearn.errors import QuorumNotReached
 from server.flower.aggregation.grid import JobGrid
 from server.flower.aggregation.round_updates import Rules
@@ -203,3 +203,46 @@ def test_an_application_that_judges_updates_itself_gets_other_models_and_no_nan(
     contents = {"a": partial, "b": content(float("nan")), "c": content()}
     _, _, replies = run(contents, visible=True)
     assert [each.has_content() for each in replies] == [True, False, True]
+
+
+def asked_for(coordinator: FakeCoordinator, grid: JobGrid) -> dict[str, dict[str, Any]]:
+    """Ask every site once more; return what each question states of the call, by site."""
+    found: dict[str, dict[str, Any]] = {}
+    push = coordinator.push
+
+    def pushed(flat: Flat) -> list[str]:
+        for head, site in zip(flat.messages, SITES, strict=True):
+            found[site] = dict(inflate(head, flat.objects).content[CALL])
+        return push(flat)
+
+    coordinator.push = pushed  # type: ignore[method-assign]
+    record = RecordDict({"arrays": record_of(MODEL), "config": ConfigRecord({})})
+    list(grid.send_and_receive([Message(record, node, "train") for node in grid.get_node_ids()]))
+    return found
+
+
+def test_a_question_names_the_state_that_its_site_reported_last_and_no_other_sites() -> None:
+    contents = {site: content() for site in SITES}
+    for site, byte in (("a", "aa"), ("b", "bb")):
+        contents[site][STATE] = ConfigRecord({"digest": byte * 32})
+    coordinator, grid, replies = run(contents)
+    assert all(STATE not in reply.content for reply in replies)
+    found = asked_for(coordinator, grid)
+    assert {site: each.get("state") for site, each in found.items()} == {
+        "a": "aa" * 32,
+        "b": "bb" * 32,
+        "c": None,
+    }
+    assert {each["round"] for each in found.values()} == {1}
+
+
+@pytest.mark.parametrize("digest", ["", "AA" * 32, "aa" * 31, 5, ["aa" * 32]])
+def test_a_digest_that_is_none_is_refused(digest: Any) -> None:
+    odd = content()
+    odd[STATE] = ConfigRecord({"digest": digest})
+    coordinator, grid, _ = run({"a": odd, "b": content(), "c": content()})
+    assert grid.validator.states == {}
+    reasons = [
+        fields["reason"] for kind, fields in coordinator.reported if kind == "update.rejected"
+    ]
+    assert reasons == ["the digest of its state is not a SHA-256 in hexadecimal"]

@@ -83,12 +83,16 @@ def run(
     strategy: Strategy | None = None,
     should_stop: ShouldStop | None = None,
     rounds: int = 4,
+    states: dict[str, str] | None = None,
 ) -> float:
     """Run one stage; return the value that its model has at the end."""
+    validator = SimpleNamespace(
+        remember_types=lambda _: None, states={} if states is None else states
+    )
     updates = SimpleNamespace(check_contributors=lambda: None, contributors=frozenset(), saved=0)
     grid: Any = SimpleNamespace(
         updates=updates,
-        validator=SimpleNamespace(remember_types=lambda _: None),
+        validator=validator,
         begin_round=lambda *_, **__: None,
         restrict=lambda _: None,
         send_and_receive=lambda *_, **__: [],
@@ -112,7 +116,19 @@ def run(
         should_stop=should_stop,
     )
     found = Rounds(coordinator, spec, grid).run(stage)  # type: ignore[arg-type]
+    if states is not None:
+        states.update(validator.states)
     return float(found.arrays["w"].numpy()[0])
+
+
+def test_what_sites_reported_of_their_states_is_in_the_checkpoint() -> None:
+    coordinator = Coordinator()
+    run(coordinator, rounds=2, states={"a": "ab" * 32})
+    assert coordinator.last is not None
+    assert coordinator.last.state["states"] == {"a": "ab" * 32}
+    known: dict[str, str] = {}
+    run(Coordinator(coordinator.last), rounds=3, states=known)
+    assert known == {"a": "ab" * 32}
 
 
 def test_a_stage_ends_when_its_last_checkpoint_is_sealed() -> None:
