@@ -3,7 +3,8 @@
 Flower gives an app a ``Context`` whose ``state`` exists as long as the client. When the
 coordinator resumes a job, or repeats a round, the app must have the state that it had before that
 round, or the result would depend on the interruption. So the client keeps the state before each
-call, as the bytes that the app's process sent, which it does not parse.
+call, as the bytes that the app's process sent, which it does not parse. For the client that is
+started after it, :mod:`edge.client.flower.state_store` keeps the state on the disk of the site.
 """
 
 from __future__ import annotations

@@ -227,13 +227,15 @@ def test_a_question_names_the_state_that_its_site_reported_last_and_no_other_sit
         contents[site][STATE] = ConfigRecord({"digest": byte * 32})
     coordinator, grid, replies = run(contents)
     assert all(STATE not in reply.content for reply in replies)
+    grid.clip = 2.0
     found = asked_for(coordinator, grid)
     assert {site: each.get("state") for site, each in found.items()} == {
         "a": "aa" * 32,
         "b": "bb" * 32,
         "c": None,
     }
-    assert {each["round"] for each in found.values()} == {1}
+    # The rest of it is for all sites.
+    assert {(each["round"], each["clip"]) for each in found.values()} == {(1, 2.0)}
 
 
 @pytest.mark.parametrize("digest", ["", "AA" * 32, "aa" * 31, 5, ["aa" * 32]])
