@@ -16,6 +16,7 @@ from typing import Any, Final
 from attestation.durable import write_durably
 from fedlearn.app import install as bundle
 from fedlearn.app.tracebacks import app_traceback
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import ConfigError, FedlearnError, Interrupted, JobError
 from fedlearn.job.events import (
     Event,
@@ -147,6 +148,7 @@ def simulate(
             hooks=hooks,
             workers=workers,
             backend=backend,
+            filters=setup.clients.filters,
             show=show,
             again=_again(folder),
         )
@@ -170,6 +172,7 @@ class _Simulation:
     hooks: Sequence[Hook]
     workers: int
     backend: str
+    filters: tuple[FilterSpec, ...]
     show: Show | None
     again: str
     _recorder: Recorder = field(init=False)
@@ -233,9 +236,9 @@ class _Simulation:
             # The aggregator has one thread, and such an app has more: it needs another process.
             count = 1
         if count:
-            return Workers(plan.spec, installed, run=plan.run_id, count=count)
+            return Workers(plan.spec, installed, run=plan.run_id, count=count, filters=self.filters)
         return InProcess(
-            lambda: Clients(plan.spec, installed, run=plan.run_id),
+            lambda: Clients(plan.spec, installed, run=plan.run_id, filters=self.filters),
             lambda: parties.entered(CLIENT),
         )
 

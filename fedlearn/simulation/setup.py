@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from attestation.config import option, table, whole
+from attestation.config import InconsistentValues, option, table, tables, whole
 from fedlearn import config
+from fedlearn.config.filters import MOST_FILTERS, FilterSpec, order_fault
 from fedlearn.data.setup import DataSetup
 from fedlearn.simulation.virtual_time.setup import TimeSetup
 
@@ -39,11 +40,19 @@ MAX_CLIENTS: Final = 10_000
 class ClientsSetup:
     """The clients of a simulation.
 
-    ``count``  how many there are, ``client-0000`` and so on, in place of the job's sites; 0 keeps
-               those
+    ``count``    how many there are, ``client-0000`` and so on, in place of the job's sites; 0 keeps
+                 those
+    ``filters``  what each does to its updates before they leave, as ``[privacy] filters`` of a
+                 site's ``site.toml``; the noise is derived from the job's seed
     """
 
     count: int = option(whole(0, MAX_CLIENTS), default=0)
+    filters: tuple[FilterSpec, ...] = option(tables(FilterSpec, most=MOST_FILTERS), default=())
+
+    def __post_init__(self) -> None:
+        faults = [(("filters", place), fault) for place, fault in order_fault(self.filters)]
+        if faults:
+            raise InconsistentValues(*faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from edge.client.flower.replies import ClientPlan, Memory, Replies
 from fedlearn.app.install import Installed
 from fedlearn.app.message import Head
 from fedlearn.app.tracebacks import app_traceback
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
@@ -97,11 +98,20 @@ class Clients:
     """All clients of a job, in this process: the app is loaded once for all of them.
 
     :param installed: the unpacked app.
+    :param filters: of each site.
     :raises JobError: when the app cannot be loaded, with the reason.
     """
 
-    def __init__(self, spec: JobSpec, installed: Installed, *, run: int) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        installed: Installed,
+        *,
+        run: int,
+        filters: tuple[FilterSpec, ...] = (),
+    ) -> None:
         self._spec = spec
+        self._filters = filters
         self._run = run
         self._folder = installed.folder
         self._limits = AppLimits(
@@ -140,6 +150,8 @@ class Clients:
             node_config=config,
             limits=self._limits,
             noise_secret=secret,
+            filters=self._filters,
+            filter_secret=derive(self._spec.seed, "filters", call.site),
         )
         lines = _Lines()
         replies = Replies(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.app.install import Installed
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import FedlearnError
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox.memory_file import Part
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> int:
                             config=job["config"],
                         ),
                         run=job["run"],
+                        filters=tuple(FilterSpec(**each) for each in job["filters"]),
                     )
             answer, parts = answered(clients, *asked, lines)
         except FedlearnError as error:

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 from fedlearn.app.install import Installed
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import JobError
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox import thread_environment
@@ -54,7 +55,15 @@ class Workers:
     :param count: of processes; each starts with its first call.
     """
 
-    def __init__(self, spec: JobSpec, installed: Installed, *, run: int, count: int) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        installed: Installed,
+        *,
+        run: int,
+        count: int,
+        filters: tuple[FilterSpec, ...] = (),
+    ) -> None:
         self.capacity = _AHEAD * count
         self._job: dict[str, Any] = {
             "spec": spec.to_json(),
@@ -64,6 +73,7 @@ class Workers:
             "config": dict(installed.config),
             "sites": len(spec.sites),
             "run": run,
+            "filters": [each.to_mapping() for each in filters],
             "parent": os.getpid(),
         }
         self._environment = {**os.environ, **app_environment(spec)}
