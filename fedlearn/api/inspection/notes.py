@@ -25,6 +25,7 @@ from fedlearn.job.strategies import (
     option_fault,
     privacy_fault,
 )
+from fedlearn.privacy.spec import PrivacySpec
 
 __all__ = ["app_notes", "privacy_notes"]
 
@@ -56,7 +57,22 @@ def privacy_notes(spec: JobSpec, sources: AppSources) -> tuple[str, ...]:
     """Return what a job with ``[privacy]`` does not show, and what it may show instead."""
     if spec.privacy is None:
         return ()
-    if spec.privacy.insecure_exact_metrics:
+    return (*_units(spec.privacy), *_metrics(spec.privacy, sources))
+
+
+def _units(privacy: PrivacySpec) -> Iterator[str]:
+    """Yield what of the privacy is the app's part."""
+    if privacy.unit != "site":
+        part = "clips and adds the noise" if privacy.noised_by_app else "clips"
+        yield (
+            f"the unit is the {privacy.unit}: the app {part} itself (fedlearn.training.private), "
+            "and the guarantee is that of this app; a site accepts it by privacy.unit of its "
+            "site.toml"
+        )
+
+
+def _metrics(privacy: PrivacySpec, sources: AppSources) -> tuple[str, ...]:
+    if privacy.insecure_exact_metrics:
         return (
             "insecure_exact_metrics: the sites' losses and metrics leave them without noise, and "
             "the promise of [privacy] does not cover them",

@@ -374,6 +374,14 @@ def test_exact_metrics_are_shown_and_named(job: Path) -> None:
     assert "insecure_exact_metrics: the sites' losses and metrics leave them without" in notes
 
 
+def test_a_unit_that_is_the_apps_own_part_is_named(job: Path) -> None:
+    assert "the unit is" not in "\n".join(_examine_private(job).warnings)
+    path = job / "job.toml"
+    unit = 'unit = "user"\nusers = 10\nuser_column = "patient"\n'
+    path.write_text(path.read_text() + unit)
+    assert "the unit is the user: the app clips itself" in _notes(job)
+
+
 @pytest.mark.parametrize("name", ["krum", "fedmedian"])
 def test_privacy_refuses_a_rule_over_single_updates(job: Path, name: str) -> None:
     _strategy(job, f'name = "{name}"')

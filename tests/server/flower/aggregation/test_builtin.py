@@ -402,6 +402,14 @@ def test_the_noised_mean_is_around_the_mean_of_the_updates() -> None:
     assert float(arrays["w"].numpy().mean()) == pytest.approx(0.06, abs=0.008)
 
 
+def test_nan_under_privacy_refuses_one_reply_and_not_the_round() -> None:
+    privacy, grid = ServerPrivacy.from_spec(SPEC, bytes(32)), Grid()
+    sent = [_private(1, float("nan")), _private(2, float("inf")), _private(3, 0.01)]
+    arrays, _ = strategy("fedavg", grid, privacy=privacy).aggregate_train(1, sent)
+    assert arrays is not None
+    assert sorted(grid.refused) == [1, 2]
+
+
 def test_two_stages_get_independent_noise_and_a_repeated_attempt_the_same() -> None:
     privacy = ServerPrivacy.from_spec(SPEC, bytes(32))
     first, again, other = (
