@@ -119,5 +119,8 @@ dpsgd: $(STAMP) ## DP-SGD on Fashion-MNIST at epsilon 3, central and federated
 	@$(BIN)/fedlearn experiment run experiments/dpsgd/experiment.toml --jobs $(JOBS)
 	@$(BIN)/fedlearn experiment report experiments/dpsgd/experiment.toml
 
+figures: $(STAMP) ## Robustness, gradient inversion and membership inference of a small job
+	@PATH="$(CURDIR)/$(BIN):$$PATH" experiments/attacks/figures.sh full
+
 clean: ## Remove what the other targets made
 	@rm -rf $(VENV) build dist fedlearn-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,9 @@ from fedlearn.experiment.spec import ExperimentSpec
 
 ROOT = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.toml"))
-FILES = [name for name in FILES if Path(name).name not in ("job.toml", "simulation.toml")]
+FILES = [
+    name for name in FILES if Path(name).name not in ("audit.toml", "job.toml", "simulation.toml")
+]
 TINY = [name for name in FILES if name.endswith("tiny.toml")]
 
 
