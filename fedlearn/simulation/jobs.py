@@ -23,6 +23,7 @@ from fedlearn.job.asynchronous.options import ASYNCHRONOUS
 from fedlearn.job.constraints.robust_rules import too_few_updates
 from fedlearn.job.placement import MAX_SITES, Placement
 from fedlearn.job.spec import MAX_JOB_TOML_BYTES, JobFiles, JobSpec
+from fedlearn.job.strategies import APP
 from fedlearn.simulation.setup import MAX_CLIENTS
 
 __all__ = ["SimulatedJob", "metric_of", "name_of", "read_job"]
@@ -85,6 +86,7 @@ def read_job(
         spec = _with_clients(spec, clients, quorum)
     elif spec.placement.choose:
         spec = spec.at(spec.sites[: spec.placement.choose])
+    _check_sum(spec, where)
     if few := too_few_updates(spec.strategy.name, spec.strategy.options, spec.quorum):
         raise ConfigError(few, where=where, key="strategy.name")
     return SimulatedJob(spec=spec, file=file, bundle=_bundle(file.parent / spec.app))
@@ -166,6 +168,20 @@ def _with_clients(spec: JobSpec, clients: int, quorum: int) -> JobSpec:
 
 def _names(clients: int) -> list[str]:
     return [f"client-{number:04}" for number in range(clients)]
+
+
+def _check_sum(spec: JobSpec, where: str) -> None:
+    """Refuse rounds of more updates than can be added, before the first is computed."""
+    if spec.strategy.name == APP or spec.strategy.name in ASYNCHRONOUS:
+        return
+    asked = int(float(spec.strategy.options.get("fraction_train", 1.0)) * len(spec.sites))
+    if asked > MAX_SITES:
+        raise ConfigError(
+            f"each round asks {asked} clients, and the mean adds at most {MAX_SITES} updates",
+            where=where,
+            key="strategy.options.fraction_train",
+            hint=f"set at most {MAX_SITES / len(spec.sites):.2g} for {len(spec.sites)} clients",
+        )
 
 
 def _bundle(app: Path) -> bytes:

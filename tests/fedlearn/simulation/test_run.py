@@ -280,6 +280,12 @@ def test_a_wrong_value_is_named(job: Path, overrides: dict[str, Any], found: str
     assert found in refusal(job, ConfigError, overrides=overrides)
 
 
+def test_more_clients_in_a_round_than_can_be_added_are_refused_before_it(job: Path) -> None:
+    text = refusal(job, ConfigError, clients=9000, overrides={"strategy.name": "fedavg"})
+    assert "fraction_train: each round asks 9000 clients, and the mean adds at most 8191" in text
+    assert "must be 1 to 10000, not 10001" in refusal(job, ConfigError, clients=10_001)
+
+
 def test_values_take_the_place_of_those_of_the_job(job: Path) -> None:
     run = simulate(job, overrides={"rounds": 1, "config.size": 5, "strategy.name": "fedavg"})
     assert len(run.history) == 1
