@@ -4,6 +4,8 @@ FedProx minimises ``F_k(w) + mu / 2 |w - w_t|^2``, where ``w_t`` is the model th
 received. The gradient of the second term is ``mu (w - w_t)``. It is added to the gradients before
 each step, so the loss that an app reports stays that of its data, and nothing of the term is
 differentiated.
+
+The page is docs/reference/api/training.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from attestation.durable import write_durably
+from attestation.durable import sync_directory, write_durably
 from attestation.errors import UnsealError
 from edge.client.flower.app_state import Call
 from fedlearn.errors import StoreError
@@ -67,7 +67,7 @@ class StateStore:
         )
         digest = hashlib.sha256(data).hexdigest()
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             write_durably(self.folder / _file_name(call.round, call.phase, digest), data)
             self._trim()
         except OSError as error:
@@ -87,9 +87,10 @@ class StateStore:
         found: list[str] = []
         for path in self._files():
             try:
-                if path.stat().st_size > self.most:
+                with path.open("rb") as file:
+                    data = file.read(self.most + 1)
+                if len(data) > self.most:
                     raise UnsealError(f"larger than {self.most} bytes")
-                data = path.read_bytes()
                 name = state_name(data)
                 if hashlib.sha256(data).hexdigest() == digest:
                     return open_state(data, self._name(name.round, name.phase), self.key)
@@ -102,6 +103,12 @@ class StateStore:
             f"Found: {'; '.join(found) or 'nothing'}",
             hint="restore the folder as it was, or run the job again",
         )
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for parent in (self.folder.parent, self.folder.parent.parent):
+                sync_directory(parent)
 
     def _name(self, round_: int, phase: int) -> StateName:
         return StateName(job=self.job, site=self.site, round=round_, phase=phase)
