@@ -121,6 +121,8 @@ dpsgd: $(STAMP) ## DP-SGD on Fashion-MNIST at epsilon 3, central and federated
 
 figures: $(STAMP) ## Robustness, gradient inversion and membership inference of a small job
 	@PATH="$(CURDIR)/$(BIN):$$PATH" experiments/attacks/figures.sh full
+	@$(BIN)/fedlearn experiment run experiments/attacks/shares.toml --jobs $(JOBS)
+	@$(BIN)/fedlearn experiment report experiments/attacks/shares.toml
 
 clean: ## Remove what the other targets made
 	@rm -rf $(VENV) build dist fedlearn-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

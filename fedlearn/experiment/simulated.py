@@ -18,7 +18,7 @@ from fedlearn.simulation import SimulatedRun, SimulationSetup, simulate
 from fedlearn.simulation.hooks import Call, Hook
 from fedlearn.simulation.result import SimulatedRound
 
-__all__ = ["Simulated", "run_simulated"]
+__all__ = ["Simulated", "rounds_of", "run_simulated"]
 
 EPSILON: Final = "epsilon"
 """The metric with which clients report what they spent, in jobs whose clients add the noise."""
@@ -61,7 +61,11 @@ def run_simulated(order: Order, folder: Path) -> Simulated:
         resume=run_folder.exists(),
         hooks=[*_hooks(order), observer],
     )
-    return Simulated(rounds=_rounds(run), clients=observer.clients(), insecure=run.insecure)
+    return Simulated(
+        rounds=rounds_of(run.history, _spent(run)),
+        clients=observer.clients(),
+        insecure=run.insecure,
+    )
 
 
 class _Observer(Hook):
@@ -117,19 +121,20 @@ def _hooks(order: Order) -> Sequence[Hook]:
         make: Callable[..., Sequence[Hook]] = getattr(module, name)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise ConfigError(f"cannot be loaded: {error}", key="hooks") from None
-    return make(order.cell.hook_keys, order.cell.seed)
+    return make(order.cell.hook_keys, tuple(order.content["job"]["sites"]), order.cell.seed)
 
 
-def _rounds(run: SimulatedRun) -> tuple[RoundResult, ...]:
-    spent = {
-        each.number: each.privacy.epsilon
-        for each in RunFolder.load(run.folder).history().rounds
-        if each.privacy is not None
-    }
-    preferred = _preferred(run.history)
-    timed = any(each.virtual_seconds is not None for each in run.history)
+def rounds_of(
+    history: Sequence[SimulatedRound], spent: Mapping[int, float]
+) -> tuple[RoundResult, ...]:
+    """Return the rounds of a history.
+
+    :param spent: by round, the epsilon spent so far, where the aggregator charges it.
+    """
+    preferred = _preferred(history)
+    timed = any(each.virtual_seconds is not None for each in history)
     found, clock = [], 0.0
-    for each in run.history:
+    for each in history:
         clock += each.virtual_seconds or 0.0
         metrics = {
             f"{part}.{name}": value
@@ -149,6 +154,11 @@ def _rounds(run: SimulatedRun) -> tuple[RoundResult, ...]:
             )
         )
     return tuple(found)
+
+
+def _spent(run: SimulatedRun) -> dict[int, float]:
+    rounds = RunFolder.load(run.folder).history().rounds
+    return {each.number: each.privacy.epsilon for each in rounds if each.privacy is not None}
 
 
 def _preferred(history: Sequence[SimulatedRound]) -> dict[str, str]:
