@@ -59,7 +59,7 @@ def events(
 ) -> None:
     """Write every event of RUN, with its time, as JSON lines, CSV or Parquet.
 
-    RUN is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
+    RUN is a job of the coordinator, or a folder of `job try` or `simulate` (runs/NAME-1).
     """
     from fedlearn.results.tables import event_table
 
@@ -83,14 +83,16 @@ def metrics(
 ) -> None:
     """Show the metrics of RUN round by round, or write them as JSON lines, CSV or Parquet.
 
-    RUN is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
+    RUN is a job of the coordinator, or a folder of `job try` or `simulate` (runs/NAME-1).
     """
     from fedlearn.results.tables import round_table, site_table
 
     with _result(run, operator) as found:
-        history = found.history
+        history, insecure = found.history, found.insecure
     table = round_table(history) if by == "round" else site_table(history)
     if form is None and not as_json and out is None:
+        if insecure:
+            line(f"insecure: {insecure}", style="yellow")
         _show(table)
     else:
         _write(table, form, out, as_json=as_json)
@@ -112,7 +114,7 @@ def report(run: str, out: Path, metric: str, operator: Path | None, as_json: boo
     """Write the report of RUN: one HTML page that loads nothing from the network.
 
     It shows rounds, sites, refusals, privacy spent, evidence and resources. RUN is a job of the
-    coordinator, or a folder of `job try` (runs/NAME-1).
+    coordinator, or a folder of `job try` or `simulate` (runs/NAME-1).
     """
     with _result(run, operator) as found:
         found.report(out, replace=True, metric=metric)
@@ -134,7 +136,7 @@ def compare(
 ) -> None:
     """Compare 2 to 8 RUNS: a table, and with --out one page with their metrics overlaid.
 
-    Each of RUNS is a job of the coordinator, or a folder of `job try` (runs/NAME-1).
+    Each of RUNS is a job of the coordinator, or a folder of `job try` or `simulate` (runs/NAME-1).
     """
     from fedlearn.results.compare import compare as compared
 
@@ -180,8 +182,12 @@ def _result(run: str, operator: Path | None) -> Iterator[Result]:
 
 
 def _label(run: str, result: Result) -> str:
-    """Return what a run is called beside others: the name of its folder, or of the job."""
-    return Path(run).resolve().name if result.folder else result.name
+    """Return what a run is called beside others: the name of its folder, or of the job.
+
+    It states that a run was simulated.
+    """
+    name = Path(run).resolve().name if result.folder else result.name
+    return f"{name} (simulated)" if result.insecure else name
 
 
 def _write(table: Table, form: Format | None, out: Path | None, *, as_json: bool) -> None:

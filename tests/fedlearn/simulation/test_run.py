@@ -19,7 +19,14 @@ from click.testing import CliRunner
 from fedlearn.api.job import Job
 from fedlearn.api.result import Result
 from fedlearn.cli import main
-from fedlearn.errors import ConfigError, FedlearnError, JobError, PrivacyError, QuorumNotReached
+from fedlearn.errors import (
+    ConfigError,
+    FedlearnError,
+    Interrupted,
+    JobError,
+    PrivacyError,
+    QuorumNotReached,
+)
 from fedlearn.job import events
 from fedlearn.results.run_folder import RunFolder
 from fedlearn.simulation import Call, Hook, SimulatedRun, simulate
@@ -152,6 +159,20 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
     again = simulate(job, folder=folder, resume=True)
     assert bits(again) == bits(resumed)
     assert again.history == resumed.history
+
+
+def test_ctrl_c_keeps_the_run_and_states_how_it_goes_on(job: Path, tmp_path: Path) -> None:
+    class Stop(Hook):
+        def answered(self, call: Call, asked: Any, arrays: Any, metrics: Any) -> Any:
+            if call.round == 2:
+                raise KeyboardInterrupt
+            return arrays
+
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted, match="the run is kept in") as caught:
+        simulate(job, folder=folder, hooks=[Stop()])
+    assert "resume=True" in caught.value.hint
+    assert bits(simulate(job, folder=folder, resume=True)) == bits(simulate(job))
 
 
 def test_what_cannot_be_resumed_is_refused(job: Path, tmp_path: Path) -> None:
@@ -357,6 +378,11 @@ def test_the_command_runs_a_job_and_goes_on(
     assert "simulated" in found["insecure"]
     assert (found["rounds"], found["run"]) == (3, "runs/tiny-1")
     assert "This run was simulated" in Path("runs/tiny-1/report.html").read_text()
+    shown = CliRunner().invoke(main, ["job", "metrics", "runs/tiny-1"])
+    assert "attestation, TLS and sealing were left out" in shown.output
+    CliRunner().invoke(main, ["simulate", str(job)])
+    compared = CliRunner().invoke(main, ["job", "compare", "runs/tiny-1", "runs/tiny-2"])
+    assert "tiny-1 (simulated)" in compared.output
 
 
 def test_the_command_refuses_more_clients_than_there_is_data(job: Path, tmp_path: Path) -> None:
