@@ -148,6 +148,7 @@ class _Client:
         self._read = bootstrap.read()
         self._job: JobSpec = self._read.spec
         self._seed: bytes | None = None
+        self._examples = 0
         self._opened: WarmClient | None = None
         self._admission: _Admitted | None = None
 
@@ -246,6 +247,7 @@ class _Client:
             self._seed = self._granted(admission)
         tally = Tally()
         commitment = commit(records(mount, tally), self._seed)
+        self._examples = tally.examples
         with control_of(admission.gate, admission.admitted, admission.params.keys) as control:
             control.commit_data(
                 self._job.name,
@@ -288,6 +290,7 @@ class _Client:
             data=Path(bootstrap.data).absolute() if bootstrap.data else None,
             limits=_limits(job, full=bootstrap.sandbox == "full"),
             filters=bootstrap.filters,
+            most_examples=self._examples,
         )
         warm = WarmClient(
             plan,

@@ -89,6 +89,7 @@ class MaskedUpdates:
     """Secure aggregation of one job at one site. Not thread-safe.
 
     :param weighted_by: the metric that is the weight of an update.
+    :param most_examples: the largest weight, which the coordinator cannot check; 0 for the job's.
     :param credentials: by default keys are not signed, as in a simulation.
     :param memory: of earlier calls, from :attr:`memory`.
     """
@@ -99,12 +100,14 @@ class MaskedUpdates:
         site: str,
         *,
         weighted_by: str,
+        most_examples: int = 0,
         credentials: Credentials | None = None,
         memory: bytes = b"",
     ) -> None:
         self._spec = spec
         self._site = site
         self._weighted_by = weighted_by
+        self._most = most_examples
         self._credentials = credentials or InsecureUnsignedKeys()
         self._session: ClientSession | None = None
         self._unmasked: dict[int, bytes] = {}
@@ -215,6 +218,11 @@ class MaskedUpdates:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight % 1:
             raise UpdateRejected(
                 f"the update has no whole number {self._weighted_by!r}, its weight"
+            )
+        if self._most and weight > self._most:
+            raise UpdateRejected(
+                f"the update weighs {weight}, and this client has committed to {self._most} "
+                "examples"
             )
         model, update = arrays_of(models[0]), arrays_of(updates[0])
         ordered = {name: update[name] for name in model if name in update}

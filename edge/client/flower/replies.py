@@ -90,7 +90,9 @@ class ClientPlan:
     where the app may read the site's data. ``patience`` is for how many seconds the coordinator may
     be unreachable. ``filters`` are those of the site, and ``filter_secret`` that of their noise,
     random by default (:class:`edge.client.flower.filters.UpdateFilters`). ``noise_secret`` is what
-    the noise of the job's ``[privacy]`` is made from here, random by default.
+    the noise of the job's ``[privacy]`` is made from here, random by default. ``most_examples`` is
+    how many the client has committed to, 0 where they are not counted: the weight of a masked
+    update, which nobody else sees, is not larger.
     """
 
     spec: JobSpec
@@ -104,6 +106,7 @@ class ClientPlan:
     filters: tuple[FilterSpec, ...] = ()
     filter_secret: bytes = field(default=b"", repr=False)
     noise_secret: bytes = field(default=b"", repr=False)
+    most_examples: int = 0
 
     @property
     def weighted_by(self) -> str:
@@ -159,6 +162,7 @@ class Replies:
                 plan.spec,
                 plan.site,
                 weighted_by=plan.weighted_by,
+                most_examples=plan.most_examples,
                 credentials=credentials,
                 memory=memory.secure,
             )

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from attestation.config import InconsistentValues
+from edge.client.flower.masking import MaskedUpdates
 from fedlearn.app.array_records import record_of
 from fedlearn.app.flower import MASKED, SECAGG
 from fedlearn.errors import JobError, QuorumNotReached, RoundError, UpdateRejected
@@ -189,6 +190,19 @@ def test_an_unknown_stage_and_an_update_without_a_session_are_refused() -> None:
         client.answer(asked("share"), 2)
     with pytest.raises(UpdateRejected, match="is one ArrayRecord and one MetricRecord"):
         client.masked(answer, model, 1)
+
+
+def test_an_update_weighs_no_more_than_the_records_that_its_client_committed_to() -> None:
+    strategy, grid, sent = started()
+    grid.clients["c"] = MaskedUpdates(
+        grid.spec, "c", weighted_by="num-examples", most_examples=sent["c"][1] - 1
+    )
+    grid.clients["d"] = MaskedUpdates(
+        grid.spec, "d", weighted_by="num-examples", most_examples=sent["d"][1]
+    )
+    found = round_of(strategy, grid, MODEL)
+    assert "this client has committed to" in grid.noted["c"]
+    assert found["w"].tobytes() == by_hand(sent, "abdef")["w"].tobytes()
 
 
 # --- what the aggregator refuses ------------------------------------------------------
