@@ -110,10 +110,12 @@ JOBS ?= 1
 niid: $(STAMP) ## NIID-Bench on Fashion-MNIST: every cell, over nights; goes on where it was
 	@$(BIN)/fedlearn experiment run experiments/niid/experiment.toml --jobs $(JOBS)
 	@$(BIN)/fedlearn experiment report experiments/niid/experiment.toml
+	@$(BIN)/python experiments/niid/compare.py
 
 niid-short: $(STAMP) ## The same in a profile of 10 rounds and one seed
 	@$(BIN)/fedlearn experiment run experiments/niid/short.toml --jobs $(JOBS)
 	@$(BIN)/fedlearn experiment report experiments/niid/short.toml
+	@$(BIN)/python experiments/niid/compare.py experiments/niid/short.toml
 
 dpsgd: $(STAMP) ## DP-SGD on Fashion-MNIST at epsilon 3, central and federated
 	@$(BIN)/fedlearn experiment run experiments/dpsgd/experiment.toml --jobs $(JOBS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -164,7 +164,17 @@ class Orders:
         found = [] if self._spec.data is None else [self._digest(self._spec.data)]
         if setup is not None and setup.data is not None:
             found.append(self._fingerprint(setup.data.source))
+        found += [self._digest(path) for path in _paths(setup)]
         return sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _paths(value: object) -> Iterator[Path]:
+    """Yield the files that a setup names besides its data, such as traces."""
+    if isinstance(value, Path):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            yield from _paths(getattr(value, each.name))
 
 
 def _fingerprint(source: str) -> str:

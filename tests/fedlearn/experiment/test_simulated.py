@@ -119,6 +119,27 @@ def test_a_change_of_the_hooks_is_another_cell(order: Callable[..., list[Order]]
     assert before.key != after.key
 
 
+def test_a_cell_in_virtual_time_depends_on_its_trace(
+    order: Callable[..., list[Order]], tmp_path: Path
+) -> None:
+    folder = order()[0].job.parent
+    time = '[time]\nspeed = "trace"\nspeed_trace = "speed.csv"\n'
+    (folder / "simulation.toml").write_text("[clients]\ncount = 2\n" + time)
+    trace = folder / "speed.csv"
+
+    def ordered() -> Order:
+        spec = Experiment.load(folder / "experiment.toml").spec
+        (cell,) = grid_cells(spec)
+        return Orders(spec).order(cell)
+
+    trace.write_text("site,seconds\nclient-0000,2\nclient-0001,5\n")
+    one = ordered()
+    found = run_simulated(one, tmp_path)
+    assert [each.virtual_seconds for each in found.rounds] == [5.0, 10.0, 15.0]
+    trace.write_text("site,seconds\nclient-0000,2\nclient-0001,6\n")
+    assert ordered().key != one.key
+
+
 def test_virtual_time_is_the_clock_at_the_end_of_a_round_and_the_server_s_metrics_come_first() -> (
     None
 ):
