@@ -3,7 +3,7 @@
 A site is asked once at most for each version that is made: one that has answered is asked again
 when the version is there. So no fast site is in a version twice, and a version of all sites has one
 update of each. Which of the idle sites are asked is drawn from the job's seed, the version, and how
-many were asked for it before.
+often the sites were listed for it before.
 
 A call is open until its site has answered, or until the job's deadline has passed since it was
 asked. Open calls outlive a crash: a checkpoint holds them together with the models that they train,
@@ -15,6 +15,7 @@ site, as rounds do.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,9 @@ from server.flower.exchange.coordinator import Coordinator, Node
 from server.flower.job_plan import Reply
 
 __all__ = ["Calls", "OpenCall"]
+
+_LIST_SECONDS: Final = 1.0
+"""For how long a list of the sites that are online is used."""
 
 _ARRAYS: Final = "arrays"
 _CONFIG: Final = "config"
@@ -87,7 +91,9 @@ class Calls:
         self._arrived: deque[Reply] = deque()
         self._answered: set[str] = set()
         self._number = 0
-        self._asked = 0
+        self._idle: list[Node] = []
+        self._lists = 0
+        self._listed = -math.inf
         self._seconds = spec.deadline_s
 
     @property
@@ -107,7 +113,8 @@ class Calls:
         :param seconds: for how long one call, and the version, may take.
         :raises QuorumNotReached: when the quorum is not online by the deadline.
         """
-        self._number, self._asked = number, 0
+        self._number = number
+        self._idle, self._lists, self._listed = [], 0, -math.inf
         self._answered.clear()
         self._model = arrays
         self._train_config = config
@@ -119,7 +126,8 @@ class Calls:
             list(self._grid.get_node_ids())
         self._repeat()
         self._ask()
-        return [site for site in self._spec.sites if site in self.busy]
+        busy = self.busy
+        return [site for site in self._spec.sites if site in busy]
 
     def answers(self, enough: Callable[[], bool]) -> Iterator[tuple[OpenCall, Message]]:
         """Yield each answer when it arrives, with the call that it answers, until it is enough.
@@ -135,17 +143,17 @@ class Calls:
                 yield from self._opened(self._arrived.popleft())
                 continue
             self._withdraw_late()
-            nodes = self._ask()
+            self._ask()
             left = self._ends - clock.monotonic()
             if left <= 0:
                 return
             if self._open:
-                first = min(call.since for call in self._open.values())
-                until_late = first + self._seconds - clock.monotonic()
+                first = next(iter(self._open.values()))
+                until_late = first.since + self._seconds - clock.monotonic()
                 wait = max(0.0, min(left, until_late, WAIT_SECONDS))
                 # A new object each time: the questions change between two calls.
                 self._arrived = self._coordinator.pull(set(self._open), wait)
-            elif not self._wait_for_others(nodes, left):
+            elif not self._wait_for_others(left):
                 return
 
     def withdraw(self) -> None:
@@ -193,24 +201,32 @@ class Calls:
         config = ConfigRecord({**dict(self._train_config), **self._config, "server-round": number})
         return RecordDict({_ARRAYS: arrays, _CONFIG: config})
 
-    def _ask(self) -> list[Node]:
-        """Ask idle sites to train, as far as the concurrency permits; return who is online."""
-        nodes = self._grid.online()
+    def _ask(self) -> None:
+        """Ask idle sites to train, as far as the concurrency permits."""
+        now = self._grid.clock.monotonic()
         free = self._concurrency - len(self._open)
-        busy = self.busy
-        idle = [
-            (node.number, node.site)
-            for node in nodes
-            if node.site not in busy and node.site not in self._answered
+        if free <= 0:
+            return
+        if now - self._listed >= _LIST_SECONDS:
+            self._list(now)
+        chosen = [self._idle.pop() for _ in range(min(free, len(self._idle)))]
+        if chosen:
+            chosen.sort(key=lambda node: self._grid.place(node.number))
+            nodes = [(node.number, node.site) for node in chosen]
+            self._send(nodes, self._number, self._model, now)
+
+    def _list(self, now: float) -> None:
+        """List the sites that may be asked, in the order in which they are drawn."""
+        busy, answered = self.busy, self._answered
+        self._idle = [
+            node
+            for node in self._grid.online()
+            if node.site not in busy and node.site not in answered
         ]
-        if free > 0 and idle:
-            if len(idle) > free:
-                material = derive(self._spec.seed, "server", self._number, "ask", self._asked)
-                drawn = random.Random(material).sample(range(len(idle)), free)  # noqa: S311
-                idle = [idle[place] for place in sorted(drawn)]
-            self._asked += len(idle)
-            self._send(idle, self._number, self._model, self._grid.clock.monotonic())
-        return nodes
+        material = derive(self._spec.seed, "server", self._number, "ask", self._lists)
+        random.Random(material).shuffle(self._idle)  # noqa: S311
+        self._listed = now
+        self._lists += 1
 
     def _repeat(self) -> None:
         """Ask again what was open at the checkpoint from which the job goes on."""
@@ -245,7 +261,11 @@ class Calls:
 
     def _withdraw_late(self) -> None:
         now = self._grid.clock.monotonic()
-        late = [id_ for id_, each in self._open.items() if now - each.since >= self._seconds]
+        late = []
+        for id_, each in self._open.items():
+            if now - each.since < self._seconds:
+                break  # the others were asked later
+            late.append(id_)
         if not late:
             return
         self._grid.withdraw(late)
@@ -262,9 +282,12 @@ class Calls:
         self._answered.add(site)
         self._grid.updates.drop(site, reason, train=True)
 
-    def _wait_for_others(self, nodes: list[Node], left: float) -> bool:
+    def _wait_for_others(self, left: float) -> bool:
         """Wait for a site that is not online; return whether there may be one."""
-        count = len(self._grid.updates.contributors)
+        count, nodes = len(self._grid.updates.contributors), self._grid.online()
+        self._listed = -math.inf
+        if any(node.site not in self._answered for node in nodes):
+            return True  # one that came since they were listed
         if count >= self._spec.quorum or len(nodes) == len(self._spec.sites):
             return False
         self._grid.report_waiting(nodes, self._ends)
