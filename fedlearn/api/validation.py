@@ -196,6 +196,11 @@ def _check_setting(key: str, value: Scalar, application: Application, path: Path
 def _updates(spec: JobSpec) -> str:
     if spec.aggregation.visible:
         return f"updates {VISIBLE_TO_APP}: the app's ServerApp receives the update of each site"
+    if spec.aggregation.masked:
+        return (
+            f"updates masked ({spec.aggregation.secure}): the coordinator learns their sum and no "
+            "single one, and no loss or metric of a site leaves it"
+        )
     return (
         f"updates {AGGREGATED}: the app's ServerApp receives the aggregate of each round only; "
         f'an app with an own aggregation or the legacy API needs "{VISIBLE_TO_APP}"'

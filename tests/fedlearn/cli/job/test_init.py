@@ -321,6 +321,10 @@ def test_validate_states_what_the_app_receives(tmp_path: Path) -> None:
     done = _run("job", "validate", path)
     assert "the app's ServerApp receives the update of each site" in done.stdout
     assert "accept.visible_updates = true" in done.stdout
+    template.write(tmp_path / "y", "y", sites=("a", "b", "c"))
+    path, masked = tmp_path / "y/job.toml", 'updates = "aggregated"\nsecure = "secagg+"'
+    path.write_text(path.read_text().replace('updates = "aggregated"', masked))
+    assert "updates masked (secagg+): the coordinator" in _run("job", "validate", path).stdout
 
 
 def test_validate_states_that_sample_evidence_would_be_refused(tmp_path: Path) -> None:
