@@ -2,7 +2,7 @@
 
 A partition is a tuple of sorted index arrays, one for each part. It is exact: each example is in
 one part and no part is empty. What cannot be made is a :class:`~fedlearn.errors.ConfigError` that
-says what to change; nothing is repeated without a bound, and no example is left out.
+states what to change; nothing is repeated without a bound, and no example is left out.
 
 The names are those of NIID-Bench: Q. Li, Y. Diao, Q. Chen, B. He, "Federated Learning on Non-IID
 Data Silos: An Experimental Study", ICDE 2022, section IV. Where paper and published code differ,

@@ -54,7 +54,7 @@ def drawn(parts: PartsFile, *, form: str, kind: str = "bars") -> bytes:
     )
     if kind == "bubbles" and counts.size > _MOST_BUBBLES:
         raise ConfigError(
-            f"{counts.size:,} bubbles; at most {_MOST_BUBBLES:,} can be told apart",
+            f"{counts.size:,} bubbles; at most {_MOST_BUBBLES:,} can be distinguished",
             hint="choose the kind bars",
         )
     with matplotlib.rc_context(_STYLE):
