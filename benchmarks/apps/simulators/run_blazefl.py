@@ -72,7 +72,7 @@ class Trainer(ProcessPoolClientTrainer[Up, Down, Config]):
 def main() -> None:
     """Run all rounds; the server's part of BlazeFL is a protocol, which a user writes."""
     chosen = task.settings()
-    state = {name: torch.from_numpy(v) for name, v in task.to_arrays(task.Net()).items()}
+    state = {name: torch.from_numpy(v) for name, v in task.first_arrays().items()}
     with tempfile.TemporaryDirectory() as name:
         trainer = Trainer(Path(name))
         for server_round in range(1, chosen.rounds + 1):

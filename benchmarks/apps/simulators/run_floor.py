@@ -9,7 +9,7 @@ from simulators_app import task
 def main() -> None:
     """Run all rounds."""
     chosen = task.settings()
-    arrays = task.to_arrays(task.Net())
+    arrays = task.first_arrays()
     for server_round in range(1, chosen.rounds + 1):
         total, sums = 0, {name: np.zeros_like(value) for name, value in arrays.items()}
         for client in range(chosen.clients):

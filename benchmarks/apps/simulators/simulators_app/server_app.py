@@ -15,7 +15,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds and test the model."""
     chosen = task.settings()
-    first = task.to_arrays(task.Net())
+    first = task.first_arrays()
     strategy = FedAvg(
         fraction_evaluate=0.0,
         min_train_nodes=chosen.clients,

@@ -46,12 +46,10 @@ def settings() -> Settings:
 
 
 class Net(nn.Sequential):
-    """The model, with the same values each time."""
+    """The model."""
 
     def __init__(self) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            super().__init__(*_layers())
+        super().__init__(*_layers())
 
 
 def _layers() -> list[nn.Module]:
@@ -71,6 +69,12 @@ def _layers() -> list[nn.Module]:
         nn.ReLU(),
         nn.Linear(84, 10),
     ]
+
+
+def first_arrays() -> dict[str, np.ndarray]:
+    """Return the values of the first model, the same each time."""
+    torch.manual_seed(1)
+    return to_arrays(Net())
 
 
 def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
