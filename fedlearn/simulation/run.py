@@ -119,6 +119,10 @@ def simulate(
     :raises PrivacyError: when the budget of the job does not pay for a round.
     :raises Interrupted: on Ctrl-C; the run is kept, and ``resume`` continues it.
     """
+    if backend not in ("process", "ray"):
+        raise ConfigError(
+            f"there is no backend {backend!r}", key="backend", hint="choose process or ray"
+        )
     if isinstance(setup, Path):
         setup = SimulationSetup.load(setup)
     setup = setup or SimulationSetup()
@@ -232,6 +236,10 @@ class _Simulation:
                 f"{self.backend!r} is not one of {', '.join(BACKENDS)}", key="backend"
             )
         count = self.workers
+        if self.backend == "ray":
+            from fedlearn.simulation.clients.ray_workers import RayWorkers
+
+            return RayWorkers(plan.spec, self.job.bundle, run=plan.run_id, count=count)
         if not count and int(plan.spec.resources.cpu) > 1:
             # The aggregator has one thread, and such an app has more: it needs another process.
             count = 1

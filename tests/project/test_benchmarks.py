@@ -26,11 +26,12 @@ SLOW = {
     "robust.py",
     "round_overhead.py",
     "scale.py",
+    "simulators.py",
     "tpm.py",
 }
 """Those that start processes, train, or import torch."""
 
-OPTIONAL = {"confidentiality.py", "gpu.py"}
+OPTIONAL = {"confidentiality.py", "gpu.py", "simulators.py"}
 """Those that measure nothing where a device or a data set is missing, and state so."""
 
 

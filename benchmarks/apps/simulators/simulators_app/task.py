@@ -1,7 +1,7 @@
 """The training that every simulator runs, with torch and numpy only.
 
-Settings come in the environment variable ``SIMULATORS``, as JSON, because not every simulator hands on
-a configuration. What a client computes depends on model, client and round alone, so that all
+Settings come in the environment variable ``SIMULATORS``, as JSON, because not every simulator hands
+on a configuration. What a client computes depends on model, client and round alone, so that all
 simulators reach the same accuracy up to the order of additions.
 """
 
