@@ -64,7 +64,7 @@ from server.flower.job_plan import JobPlan
 
 __all__ = ["BACKENDS", "simulate"]
 
-BACKENDS: Final = ("process",)
+BACKENDS: Final = ("process", "ray")
 """Where clients may run."""
 
 _CHECKPOINT: Final = "checkpoint"
@@ -119,10 +119,8 @@ def simulate(
     :raises PrivacyError: when the budget of the job does not pay for a round.
     :raises Interrupted: on Ctrl-C; the run is kept, and ``resume`` continues it.
     """
-    if backend not in ("process", "ray"):
-        raise ConfigError(
-            f"there is no backend {backend!r}", key="backend", hint="choose process or ray"
-        )
+    if backend not in BACKENDS:
+        raise ConfigError(f"{backend!r} is not one of {', '.join(BACKENDS)}", key="backend")
     if isinstance(setup, Path):
         setup = SimulationSetup.load(setup)
     setup = setup or SimulationSetup()
@@ -231,15 +229,17 @@ class _Simulation:
             return self._end(coordinator, session, time.monotonic() - started)
 
     def _backend(self, plan: JobPlan, installed: bundle.Installed, parties: Parties) -> Backend:
-        if self.backend not in BACKENDS:
-            raise ConfigError(
-                f"{self.backend!r} is not one of {', '.join(BACKENDS)}", key="backend"
-            )
         count = self.workers
         if self.backend == "ray":
             from fedlearn.simulation.clients.ray_workers import RayWorkers
 
-            return RayWorkers(plan.spec, self.job.bundle, run=plan.run_id, count=count)
+            return RayWorkers(
+                plan.spec,
+                self.job.bundle,
+                run=plan.run_id,
+                count=count,
+                filters=self.filters,
+            )
         if not count and int(plan.spec.resources.cpu) > 1:
             # The aggregator has one thread, and such an app has more: it needs another process.
             count = 1

@@ -28,6 +28,7 @@ import numpy as np
 
 from fedlearn import extras
 from fedlearn.app import install
+from fedlearn.config.filters import FilterSpec
 from fedlearn.errors import ConfigError, FedlearnError
 from fedlearn.job.spec import JobSpec
 from fedlearn.sandbox.memory_file import Part, view_of
@@ -76,18 +77,28 @@ class RayWorkers:
 
     :param bundle: the app, which each worker unpacks where it runs.
     :param count: of workers; 0: as many as the cluster has room for.
+    :param filters: of each site.
     :raises ConfigError: when Ray is not installed, the cluster cannot be reached, has no room for
         the workers, or other software than this process.
     """
 
-    def __init__(self, spec: JobSpec, bundle: bytes, *, run: int, count: int) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        bundle: bytes,
+        *,
+        run: int,
+        count: int,
+        filters: tuple[FilterSpec, ...] = (),
+    ) -> None:
         self._ray: Any = extras.load("ray", needed_for='the backend "ray"')
         cpus = max(1.0, spec.resources.cpu)
         self._mine = not self._ray.is_initialized()
         if self._mine:
             _connect(self._ray, int(cpus) * count)
         try:
-            self._actors = self._started(spec, bundle, run, count, cpus)
+            job = {"spec": spec, "run": run, "filters": filters}
+            self._actors = self._started(job, bundle, count, cpus)
         except BaseException:
             self.close()
             raise
@@ -126,9 +137,8 @@ class RayWorkers:
             self._waiting[index] -= 1
         return result_of(answer, parts)
 
-    def _started(
-        self, spec: JobSpec, bundle: bytes, run: int, count: int, cpus: float
-    ) -> list[Any]:
+    def _started(self, job: Mapping[str, Any], bundle: bytes, count: int, cpus: float) -> list[Any]:
+        spec: JobSpec = job["spec"]
         if not count:
             count = max(1, int(self._ray.cluster_resources().get("CPU", 1) // cpus))
         remote = self._ray.remote(
@@ -138,7 +148,6 @@ class RayWorkers:
             max_task_retries=_ATTEMPTS - 1,
             runtime_env={"env_vars": app_environment(spec)},
         )(_Worker)
-        job = {"spec": spec.to_json(), "run": run}
         # Kept: a worker that is started again gets its bundle again.
         self._bundle = self._ray.put(bundle)
         actors = [remote.remote(job, self._bundle) for _ in range(count)]
@@ -213,7 +222,10 @@ class _Worker:
             if self._clients is None:
                 with captured(lines.append):
                     self._clients = Clients(
-                        JobSpec.from_json(self._job["spec"]), self._installed, run=self._job["run"]
+                        self._job["spec"],
+                        self._installed,
+                        run=self._job["run"],
+                        filters=self._job["filters"],
                     )
             answer, parts = answered(
                 self._clients, header, [memoryview(blob) for blob in blobs], lines

@@ -112,5 +112,5 @@ def test_without_ray_the_extra_is_named(job: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_backend_that_does_not_exist_is_refused(job: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no backend 'slurm'"):
+    with pytest.raises(ConfigError, match="'slurm' is not one of process, ray"):
         simulate(job, backend="slurm")
