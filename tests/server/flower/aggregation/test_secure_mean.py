@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from attestation.config import InconsistentValues
 from edge.client.flower.masking import MaskedUpdates
 from fedlearn.app.array_records import record_of
 from fedlearn.app.flower import MASKED, SECAGG
+from fedlearn.compression.spec import CompressionSpec
 from fedlearn.errors import JobError, QuorumNotReached, RoundError, UpdateRejected
 from fedlearn.job.spec import JobSpec
+from fedlearn.privacy import PrivacySpec
 from fedlearn.secure_aggregation import messages
 from fedlearn.secure_aggregation.fixed_point import encoded, mean, zeros
 from fedlearn.secure_aggregation.spec import SecAggSpec
@@ -30,8 +34,17 @@ MODEL: dict[str, Array] = {"w": np.linspace(-1, 1, 50, dtype="f4"), "n": np.asar
 PARAMETERS = SecAggSpec(threshold=0.51, clip_range=2.0)
 
 
-def spec(*, parameters: SecAggSpec = PARAMETERS, quorum: int = 3, **plan: Any) -> JobSpec:
-    secure = {"secure": "secagg+", "secagg": parameters}
+PRIVACY = PrivacySpec(epsilon=4.0, delta=1e-5, clip=1.0, noise_multiplier=1.0)
+
+
+def spec(
+    *,
+    parameters: SecAggSpec = PARAMETERS,
+    quorum: int = 3,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    **plan: Any,
+) -> JobSpec:
+    secure = {"secure": "secagg+", "secagg": parameters, **more}
     return job_plan(sites=SITES, quorum=quorum, aggregation=secure, **plan).spec
 
 
@@ -242,6 +255,9 @@ SINGLE = "needs more than the sum of the updates"
             "costs the others its masks",
         ),
         ({"quorum": 2}, "aggregation.secure", "a round of this job may have 2"),
+        ({"compression": CompressionSpec(update="int8")}, "compression", "fill all bits"),
+        ({"privacy": PRIVACY}, "privacy", "checks that each update is clipped"),
+        ({"more": {"updates": "visible-to-app"}}, "aggregation.updates", "shows the app single"),
         (
             {"strategy": "fedavg", "options": {"fraction_train": 0.4}, "quorum": 6},
             "aggregation.secure",
@@ -259,3 +275,13 @@ def test_a_job_that_needs_single_updates_cannot_hide_them(
 ) -> None:
     with pytest.raises(InconsistentValues, match=f"{key}.*{words}"):
         spec(**plan)
+
+
+def test_a_job_keeps_its_parameters_and_others_their_digests() -> None:
+    job = spec(parameters=SecAggSpec(neighbours=4, bits=16))
+    assert JobSpec.from_json(job.to_json()) == job
+    assert JobSpec.from_toml(job.to_toml()) == job
+    assert job.digest() != spec().digest()
+    plain = job_plan(sites=SITES, quorum=3).spec
+    assert plain.to_table()["aggregation"] == {"updates": "aggregated"}
+    assert plain.digest() != spec().digest()
