@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 def _job(harness: FederationHarness, name: str, rounds: int) -> Job:
     """A job whose app at ``site-b`` fails in its fourth call, as it counts in ``context.state``."""
-    config = {"wait": 1.0, "fail-site": "site-b", "fail-round": 4}
+    config = {"wait": 1.0, "fail-site": "site-b", "fail-round": -1, "fail-count": 4}
     return harness.job(name, rounds=rounds, quorum=2, config=config).submit()
 
 

@@ -222,7 +222,7 @@ def test_too_few_updates_fail_the_job_and_it_resumes_when_all_is_well(
     state = job.finish("failed")
     assert "2 of the 3 updates that the round asked for can be used, 3 are needed" in state.detail
     assert "planted failure" in " ".join(e.reason for e in job.of("update.rejected"))
-    # The app counts its calls anew in a new process, so that round 2 is its first.
+    # The app fails in the second call of a process, and round 2 is the first of the new one.
     shared.operator.resume_job(job.name)
     job.finish()
     assert [e.resumed_from for e in job.of("job.started")] == [0, 1]

@@ -62,6 +62,7 @@ slow-round = 0
 slow = 0.0
 fail-site = ""
 fail-round = 0
+fail-count = -1
 poison-site = ""
 noise = 0.0
 ballast = 1
@@ -124,6 +125,7 @@ from flwr.clientapp import ClientApp
 from small.model import train as descend
 
 app = ClientApp()
+CALLS = []  # of this process; the count in the state is that of the site
 
 def data(context):
     with np.load(Path(context.node_config["data"]) / "data.npz") as file:
@@ -137,7 +139,9 @@ def train(message, context):
     time.sleep(settings["wait"])
     if site == settings["slow-site"] and settings["slow-round"] in (0, count):
         time.sleep(settings["slow"])
-    if site == settings["fail-site"] and settings["fail-round"] in (0, count):
+    CALLS.append(count)
+    fails = settings["fail-round"] in (0, len(CALLS)) or settings["fail-count"] == count
+    if site == settings["fail-site"] and fails:
         raise ValueError("planted failure")
     x, y = data(context)
     model = {name: array.numpy() for name, array in message.content["arrays"].items()}
