@@ -8,9 +8,10 @@ the noise is added as in the job. In place of the job's ClientApp a canary runs;
 its model are the job's. The auditor sees the released models. The other numbers of the model have
 noise alone, whose standard deviation is compared with the claim.
 
-*Canary examples*, for an app that trains with example-level privacy: records with wrong labels,
-each in the data of its site or not; the score of a canary is the confidence that it gained by
-training.
+*Canary examples*, for a job whose ``[privacy]`` protects examples: records with wrong labels, each
+in the data of its site or not; the score of a canary is the confidence that it gained by training.
+What protects sites protects examples, too. A canary that is left out makes the site's data smaller
+by one, while the guarantee takes that number as public; the score does not use it.
 
 The bound is of one run, so it may be far below the truth. A bound above the claim refutes the
 claim; one below does not prove it.
@@ -183,7 +184,7 @@ def flat(arrays: Arrays) -> Vector:
 def audit_epsilon(
     target: AuditTarget,
     *,
-    kind: str = "sites",
+    kind: str = "",
     canaries: int = 500,
     confidence: float = 0.95,
     delta: float | None = None,
@@ -193,34 +194,44 @@ def audit_epsilon(
 ) -> EpsilonResult:
     """Audit the epsilon that a job claims.
 
-    :param kind: ``sites`` or ``examples``.
+    :param kind: ``sites`` or ``examples``; by default what the job's ``[privacy]`` protects, and
+        sites without one.
     :param canaries: how many; each needs a number of the model, or a record.
     :param delta: of the bound; that of the job by default, or 1e-5 without ``[privacy]``.
-    :param claim: the epsilon that the app claims for examples; for sites it is the job's.
+    :param claim: the epsilon that the app claims, where the job has no ``[privacy]``.
     :param rounds: those of the job by default.
     :raises ConfigError: when the job, its data or ``audit.toml`` have not what the audit needs.
     """
     privacy = target.job.privacy
+    unit = "site" if privacy is None else privacy.unit
+    kind = kind or ("examples" if unit == "example" else "sites")
     if kind not in CANARIES:
         raise ConfigError(f"{kind!r} is none of {', '.join(CANARIES)}", where="--kind")
+    if kind == "sites" and unit != "site":
+        raise ConfigError(
+            f"canary sites audit the unit site, and that of the job is {unit}",
+            where=str(target.path),
+            key="privacy.unit",
+            hint="use --kind examples",
+        )
     if not 0.5 < confidence < 1:
         raise ConfigError(
             f"must be above 0.5 and below 1, not {confidence:g}", where="--confidence"
         )
     if canaries < 2:
         raise ConfigError(f"must be at least 2, not {canaries}", where="--canaries")
-    if claim is not None and kind == "sites" and privacy is not None:
-        raise ConfigError("the job's own [privacy] states the claim for sites", where="--claim")
+    if claim is not None and privacy is not None:
+        raise ConfigError("the job's own [privacy] states the claim", where="--claim")
     run = rounds or target.job.rounds
     used = delta if delta is not None else _DELTA if privacy is None else privacy.delta
     coins = np.random.default_rng([seed, 4]).random(canaries) < 0.5
     noise: NoiseTest | None = None
     if kind == "sites":
         scores, noise = _of_sites(target, coins, run, seed)
-        if privacy is not None:
-            claim = epsilon_spent(dataclasses.replace(privacy, delta=used), run)
     else:
         scores = _of_examples(target, coins, run, seed)
+    if privacy is not None:
+        claim = epsilon_spent(dataclasses.replace(privacy, delta=used), run)
     return EpsilonResult(
         job=target.job.name,
         canaries=kind,

@@ -156,9 +156,8 @@ def membership(audit: Audit, shadows: int, rounds: int | None, gamma: float) -> 
 @click.option(
     "--kind",
     type=click.Choice(("sites", "examples")),
-    default="sites",
-    show_default=True,
-    help="sites: for [privacy]; examples: for an app that trains with example-level privacy.",
+    default=None,
+    help="What the canaries are; by default what [privacy] protects, and sites without it.",
 )
 @click.option(
     "--confidence",
@@ -176,7 +175,7 @@ def membership(audit: Audit, shadows: int, rounds: int | None, gamma: float) -> 
     "--claim",
     type=click.FloatRange(0),
     default=None,
-    help="The epsilon that the app claims (--kind examples).",
+    help="The epsilon that the app claims, where the job has no [privacy].",
 )
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Those of the job by default.")
 @click.pass_context
@@ -184,7 +183,7 @@ def epsilon(
     context: click.Context,
     audit: Audit,
     canaries: int,
-    kind: str,
+    kind: str | None,
     confidence: float,
     delta: float | None,
     claim: float | None,
@@ -201,7 +200,7 @@ def epsilon(
 
     result = audit_epsilon(
         target,
-        kind=kind,
+        kind=kind or "",
         canaries=canaries,
         confidence=confidence,
         delta=delta,

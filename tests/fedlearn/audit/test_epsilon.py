@@ -138,6 +138,29 @@ def test_a_claim_beside_that_of_the_job_is_refused(make_target: MakeTarget) -> N
         audit_epsilon(make_target(sites=2, more=private()), claim=1.0)
 
 
+EXAMPLES = """\
+[privacy]
+mechanism = "dp-sgd"
+unit = "example"
+clip = 1.0
+noise_multiplier = 1.0
+batch_rate = 0.5
+steps = 4
+epsilon = 50.0
+delta = 1e-5
+"""
+
+
+def test_example_level_privacy_is_audited_by_examples(make_target: MakeTarget) -> None:
+    target = make_target(sites=2, rows=40, rounds=1, more=EXAMPLES)
+    result = audit_epsilon(target, canaries=60)
+    assert result.canaries == "examples"
+    assert result.bound.epsilon < result.claim < 50
+    assert not result.fails
+    with pytest.raises(ConfigError, match="that of the job is example"):
+        audit_epsilon(target, kind="sites")
+
+
 def test_an_app_whose_parts_share_a_module_is_refused(make_target: MakeTarget) -> None:
     target = make_target(sites=2)
     project = target.app_folder() / "pyproject.toml"

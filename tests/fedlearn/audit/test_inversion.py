@@ -58,6 +58,19 @@ def test_central_noise_does_not_hide_an_update_from_who_sees_it_alone(
     assert result.rows[0].recovered == [True]
 
 
+def test_example_level_noise_hides_an_example_from_who_sees_the_update(
+    make_target: MakeTarget,
+) -> None:
+    private = (
+        '[privacy]\nmechanism = "dp-sgd"\nunit = "example"\n'
+        "clip = 1.0\nnoise_multiplier = 1.0\nbatch_rate = 1.0\nsteps = 1\nepsilon = 50.0\n"
+        "delta = 1e-5\ninsecure_deterministic_noise = true"
+    )
+    result = audit_inversion(make_target(more=private), method="analytic")
+    assert result.rows[0].recovered == [False]
+    assert "the attack failed" in result.verdict
+
+
 @pytest.mark.parametrize(
     ("options", "audit", "text"),
     [

@@ -18,14 +18,12 @@ def train(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     images, labels = task.load(str(context.node_config["data"]), "data.npz")
     config = context.run_config
-    task.train(
-        model,
-        images,
-        labels,
-        rate=float(config["learning-rate"]),
-        epochs=int(config["local-epochs"]),
-        batch=int(config["batch-size"]),
-    )
+    rate = float(config["learning-rate"])
+    if context.node_config.get("privacy-unit") == "example":
+        task.train_privately(model, images, labels, rate=rate, context=context)
+    else:
+        epochs, batch = int(config["local-epochs"]), int(config["batch-size"])
+        task.train(model, images, labels, rate=rate, epochs=epochs, batch=batch)
     metrics = MetricRecord({"num-examples": len(labels)})
     content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
     return Message(RecordDict(content), reply_to=message)
