@@ -178,6 +178,20 @@ def evaluate(message, context):
 """
 
 
+USERS = DP_SGD.replace("import make_private", "import train_users, users_of").replace(
+    DP_SGD[DP_SGD.index("    optimizer =") : DP_SGD.index("    new =")],
+    """
+    def train_user(own, positions):
+        optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+        torch.nn.functional.mse_loss(own(inputs[positions]), inputs[positions, :1]).backward()
+        optimizer.step()
+
+    users = users_of({"patient": [number % 7 for number in range(50)]}, context)
+    train_users(model, users, train_user, context)
+""",
+)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "plan"),
@@ -188,13 +202,14 @@ def evaluate(message, context):
         ({"sampling": "cyclic", "groups": 3}, {}),
         ({"sampling": "cyclic", "groups": 2, "noise": "banded"}, {}),
         ({"mechanism": "dp-sgd", "unit": "example", "batch_rate": 0.1, "steps": 4}, {}),
+        ({"unit": "user", "users": 7, "user_column": "patient"}, {}),
     ],
 )
 def test_each_unit_and_each_place_of_the_noise_has_the_same_bits(
     tmp_path: Path, changes: dict[str, Any], plan: dict[str, Any]
 ) -> None:
     privacy = dataclasses.replace(PRIVACY, noise_multiplier=1.0, **changes)
-    client = DP_SGD if privacy.noised_by_app else CLIENT
+    client = {"site": CLIENT, "user": USERS, "example": DP_SGD}[privacy.unit]
     both(tmp_path, privacy=privacy, client=client, **plan)
 
 
