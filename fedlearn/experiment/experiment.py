@@ -1,4 +1,7 @@
-"""An experiment and what has been done of it: run, resume, status, report."""
+"""An experiment and what has been done of it: run, resume, status, report.
+
+The page is docs/reference/api/experiment.md.
+"""
 
 from __future__ import annotations
 

@@ -237,9 +237,9 @@ class ExperimentSpec:
     ``hooks``      ``FILE.py:NAME`` or ``package.module:NAME``: a function that returns the hooks of
                    a cell (:class:`fedlearn.simulation.hooks.Hook`), called with its ``hook.`` keys,
                    the names of the sites and the seed. A deployment has no such hooks
-    ``metric``     the one that is compared. ``server.accuracy`` is what the ServerApp evaluates,
-                   ``evaluate.accuracy`` and ``train.accuracy`` what the clients report; without
-                   such a word it is that of the first of these three that reports it
+    ``metric``     the one that is compared: with ``server.`` before its name what the ServerApp
+                   evaluates, with ``evaluate.`` or ``train.`` what the clients report, and without
+                   such a word that of the first of these three that reports it
     ``direction``  whether larger or smaller values of it are better
     ``seeds``      each point runs once with each of them
     ``set``        keys with the same value in every cell, which the job does not have
