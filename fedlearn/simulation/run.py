@@ -152,7 +152,7 @@ def simulate(
             backend=backend,
             filters=setup.clients.filters,
             show=show,
-            again=_again(folder),
+            again=_again(kept.path),
         )
         run = simulation.run(resume=resume)
         if temporary:
@@ -413,10 +413,8 @@ def _raised(error: BaseException, code: Path, coordinator: SimulatedCoordinator)
     )
 
 
-def _again(folder: Path | None) -> str:
-    return (
-        "resume=True" if folder is None else f"`simulate(..., folder={str(folder)!r}, resume=True)`"
-    )
+def _again(folder: Path) -> str:
+    return f"`simulate(..., folder={str(folder)!r}, resume=True)`"
 
 
 def _finished(folder: RunFolder, spec: JobSpec) -> SimulatedRun:

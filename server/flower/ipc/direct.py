@@ -2,7 +2,8 @@
 
 The same calls as those of :class:`server.flower.ipc.peer.Peer`: names, fields and errors pass
 through JSON, so that both sides see what they would see of another process. Byte strings are
-handed over as they are. A call runs in the thread of the caller. Only a simulation uses this: in a
+handed over as they are. A call runs in the thread of the caller; those of several threads of the
+application come one after the other. Only a simulation uses this: in a
 deployment user code has a process of its own.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -40,6 +42,7 @@ class DirectCalls:
     ) -> None:
         self.handler: Handler | None = None
         """Answers the calls of the application; to be set before the first."""
+        self.lock = threading.RLock()
         self.application = _Application(self, into_aggregator)
         self.aggregator = _Aggregator(self.application, into_application)
 
@@ -59,7 +62,8 @@ class _Application:
 
         :raises FedlearnError: the error with which it answered.
         """
-        return _called(self._calls.handler, self._crossing, name, fields or {}, blobs)
+        with self._calls.lock:
+            return _called(self._calls.handler, self._crossing, name, fields or {}, blobs)
 
     def call_serving(
         self, name: str, fields: Mapping[str, Any], blobs: Sequence[Part], handler: Handler
