@@ -128,6 +128,7 @@ def test_a_job_that_is_killed_goes_on_with_the_calls_that_were_open(
     assert slow[0]["metrics"]["calls"] == 1.0
 
 
+@pytest.mark.long
 def test_updates_are_decoded_by_the_version_that_was_sent_and_too_old_ones_are_named(
     federation: FlowerFederation, bundle: bytes
 ) -> None:
