@@ -21,6 +21,7 @@ from fedlearn.extras import EXTRAS, load, missing_extra, require
 ROOT = Path(__file__).resolve().parents[2]
 NOT_A_PART = {"all", "dev", "docs", "examples"}
 TRACKERS = {"mlflow", "tensorboard", "wandb", "trackio"}
+CLUSTERS = {"ray"}
 NOT_IN_DEV = {"trackio"}  # it has an environment of its own, see tests/fedlearn/tracking
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -103,9 +104,12 @@ def test_the_table_of_extras_is_that_of_the_project() -> None:
             assert distribution in importlib.metadata.packages_distributions()[module]
 
 
-def test_all_holds_every_extra_but_the_trackers() -> None:
+def test_all_holds_every_extra_but_trackers_and_clusters() -> None:
     (all_of_it,) = (Requirement(line) for line in PROJECT["optional-dependencies"]["all"])
-    assert all_of_it.extras == PROJECT["optional-dependencies"].keys() - NOT_A_PART - TRACKERS
+    assert (
+        all_of_it.extras
+        == PROJECT["optional-dependencies"].keys() - NOT_A_PART - TRACKERS - CLUSTERS
+    )
 
 
 def test_the_core_has_nothing_of_an_extra() -> None:
