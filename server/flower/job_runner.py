@@ -142,7 +142,9 @@ class JobRunner:
             thread.join(timeout=30)
         outcome = self._outcome
         self.link.close(completed=outcome is not None and outcome.status is JobStatus.FINISHED)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if outcome is None:
+            # A run that has ended has removed it, and a resumed job may be using it again.
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _kill(self) -> None:
         aggregator, application = self._aggregator, self._application
