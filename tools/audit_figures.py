@@ -36,7 +36,7 @@ COMMANDS: Final = {
     "epsilon": "epsilon private/job.toml --canaries 1000 --rounds 3",
     "poisoning": "poisoning digits/job.toml --attackers 0.3 "
     "--rules fedavg,fedmedian,fedtrimmedavg,krum,geomedian,normclip,fltrust",
-    "backdoor": "backdoor digits/job.toml --rules fedavg,normclip,fedmedian,krum --start 11",
+    "backdoor": "backdoor digits/job.toml --rules fedavg,normclip,fedmedian,krum --start 20",
 }
 """The commands as the page shows them."""
 
