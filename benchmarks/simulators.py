@@ -51,7 +51,7 @@ INTERPRETERS: Final = ("python3.12", "python3.13", "python3.14")
 
 FLOOR: Final = "plain torch loop"
 OURS: Final = "ours"
-WORKERS: Final = "ours, 2 workers"
+WORKERS: Final = "ours with 2 workers"
 _NEAR: Final = 0.03
 """How far accuracies may be apart: the sums are of other orders, the rest is the same."""
 

@@ -17,6 +17,7 @@ from attestation.durable import write_durably
 from fedlearn.app import install as bundle
 from fedlearn.app.tracebacks import app_traceback
 from fedlearn.config.filters import FilterSpec
+from fedlearn.data.flower_datasets import provide_as_asked
 from fedlearn.errors import ConfigError, FedlearnError, Interrupted, JobError
 from fedlearn.job.events import (
     Event,
@@ -124,6 +125,7 @@ def simulate(
     if isinstance(setup, Path):
         setup = SimulationSetup.load(setup)
     setup = setup or SimulationSetup()
+    provide_as_asked()
     made = read_job(
         job,
         clients=clients if clients is not None else setup.clients.count or None,

@@ -22,6 +22,6 @@ from __future__ import annotations
 
 from fedlearn.data.flower_datasets import partitioner
 from fedlearn.data.flower_datasets.federated_dataset import FederatedDataset
-from fedlearn.data.flower_datasets.provide import provide
+from fedlearn.data.flower_datasets.provide import provide, provide_as_asked
 
-__all__ = ["FederatedDataset", "partitioner", "provide"]
+__all__ = ["FederatedDataset", "partitioner", "provide", "provide_as_asked"]

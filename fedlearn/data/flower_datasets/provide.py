@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,10 @@ from fedlearn.data.flower_datasets.federated_dataset import FederatedDataset
 from fedlearn.data.flower_datasets.local import loader
 from fedlearn.errors import ConfigError
 
-__all__ = ["provide"]
+__all__ = ["VARIABLE", "provide", "provide_as_asked"]
+
+VARIABLE = "FEDLEARN_DATASETS"
+"""The environment variable that names the folder for simulated apps."""
 
 _NAME = "flwr_datasets"
 
@@ -43,3 +47,12 @@ def provide(folder: Path) -> None:
         )
         sys.modules[_NAME] = module
         sys.modules[f"{_NAME}.partitioner"] = partitioner
+
+
+def provide_as_asked() -> None:
+    """Call :func:`provide` where the environment variable ``FEDLEARN_DATASETS`` names a folder.
+
+    :raises ConfigError: as :func:`provide` does.
+    """
+    if folder := os.environ.get(VARIABLE):
+        provide(Path(folder))

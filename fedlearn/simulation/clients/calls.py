@@ -25,6 +25,7 @@ from fedlearn.app.install import Installed
 from fedlearn.app.message import Head
 from fedlearn.app.tracebacks import app_traceback
 from fedlearn.config.filters import FilterSpec
+from fedlearn.data.flower_datasets import provide_as_asked
 from fedlearn.errors import FedlearnError, JobError
 from fedlearn.job.seeds import derive
 from fedlearn.job.spec import JobSpec
@@ -119,6 +120,7 @@ class Clients:
             cpu=spec.resources.cpu,
             memory_bytes=spec.resources.memory_mib * _MIB,
         )
+        provide_as_asked()
         try:
             self._app = LoadedApp(
                 installed,

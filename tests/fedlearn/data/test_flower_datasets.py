@@ -13,6 +13,7 @@ import pytest
 
 from fedlearn.data.flower_datasets import FederatedDataset, partitioner, provide
 from fedlearn.errors import ConfigError
+from tests.fedlearn.simulation.jobs import JOB, write_job
 
 datasets: Any = pytest.importorskip("datasets")
 
@@ -123,6 +124,63 @@ def test_an_app_of_flowers_form_runs_offline_and_unchanged(folder: Path, tmp_pat
     assert lines[4] == "(15, 2) [0, 1, 2]"
     assert lines[5].startswith("['Id', 'PetalLengthCm'")
     assert "the data set 'uoft-cs/cifar10' is not on this machine" in lines[6]
+
+
+CLIENT = """
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr_datasets import FederatedDataset
+import numpy as np
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    fds = FederatedDataset(
+        dataset="hitorilabs/iris",
+        partitioners={"train": int(context.node_config["num-partitions"])},
+    )
+    part = fds.load_partition(int(context.node_config["partition-id"])).with_format("numpy")
+    arrays = ArrayRecord([np.asarray([part["petal_length"][:].mean()], dtype=np.float32)])
+    metrics = MetricRecord({"num-examples": len(part)})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+"""
+
+SERVER = """
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+import numpy as np
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    first = ArrayRecord([np.zeros(1, dtype=np.float32)])
+    FedAvg(fraction_evaluate=0.0).start(grid=grid, initial_arrays=first, num_rounds=1)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_simulated_app_loads_its_partition_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pytest.importorskip("sklearn")
+    from fedlearn.simulation import simulate
+
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.setenv("FEDLEARN_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setattr(datasets, "load_dataset", datasets.load_dataset)
+    job = write_job(tmp_path, client=CLIENT, server=SERVER, job=JOB.replace("= 3", "= 1"))
+    run = simulate(job, workers=workers)
+    (mean,) = run.model.values()
+    # The mean of all 150 petals is 3.758 cm (Fisher 1936).
+    assert float(mean[0]) == pytest.approx(3.758, abs=1e-3)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flwr_datasets"]:
+        del sys.modules[name]
 
 
 def numbers(count: int = 60) -> Any:
