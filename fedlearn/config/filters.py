@@ -64,8 +64,8 @@ class FilterSpec:
     >>> FilterSpec(kind="clip", sigma=1.0)
     Traceback (most recent call last):
         ...
-    attestation.config.schema.InconsistentValues: sigma: not a parameter of "clip"; norm: "clip" \
-needs it
+    attestation.config.schema.InconsistentValues: sigma: not a parameter of "clip"
+    norm: "clip" needs it
     """
 
     kind: str = option(choice(*FILTER_KINDS))

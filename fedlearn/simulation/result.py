@@ -59,7 +59,7 @@ class SimulatedRound:
 class SimulatedRun:
     """A simulation that has finished.
 
-    ``folder``    of the run, which ``fedlearn job show``, ``compare`` and ``report`` read
+    ``folder``    of the run, which ``fedlearn job metrics``, ``compare`` and ``report`` read
     ``model``     the final global model by name; empty when no round made one
     ``history``   its rounds, with round 0 where the ServerApp evaluated the first model
     ``insecure``  what the simulation left out, in words
