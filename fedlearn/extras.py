@@ -25,7 +25,7 @@ EXTRAS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "server": {"uvicorn": "uvicorn", "httptools": "httptools"},
         "kubernetes": {"kubernetes": "kubernetes", "urllib3": "urllib3"},
-        "torch": {"torch": "torch"},
+        "torch": {"torch": "torch", "safetensors": "safetensors"},
         "dp": {"opacus": "opacus", "torch": "torch"},
         "nvidia": {"lxml": "lxml", "signxml": "signxml"},
         "audit": {"matplotlib": "matplotlib", "torch": "torch"},

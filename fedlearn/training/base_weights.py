@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from fedlearn.errors import JobError
+from fedlearn.extras import load
 
 __all__ = ["base_weights"]
 
@@ -42,12 +41,15 @@ def base_weights(path: str | Path, digest: str) -> dict[str, torch.Tensor]:
     :param digest: SHA-256 in lower-case hexadecimal, with or without ``sha256:`` before it; what
         ``sha256sum`` prints.
     :raises JobError: when the file cannot be read, has another digest, or is no safetensors file.
+    :raises ConfigError: where the extra ``torch``, which brings safetensors, is not installed.
     """
     if not _DIGEST.fullmatch(digest):
         raise JobError(
             f"{digest[:80]!r} is not a SHA-256 of 64 hexadecimal digits",
             hint="put what `sha256sum` prints for the base weights into [config] of the job",
         )
+    safetensors = load("safetensors", needed_for="base weights")
+    from_bytes = load("safetensors.torch", needed_for="base weights").load
     expected = digest.removeprefix("sha256:")
     try:
         data = Path(path).read_bytes()
@@ -63,7 +65,7 @@ def base_weights(path: str | Path, digest: str) -> dict[str, torch.Tensor]:
             hint="the sites of a job need the same base; get the file that the job was written for",
         )
     try:
-        tensors: dict[str, torch.Tensor] = load(data)
-    except SafetensorError as error:
+        tensors: dict[str, torch.Tensor] = from_bytes(data)
+    except safetensors.SafetensorError as error:
         raise JobError(f"the base weights {path} are not a safetensors file: {error}") from None
     return tensors

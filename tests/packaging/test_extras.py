@@ -163,7 +163,12 @@ def test_few_modules_need_an_extra(blocker: Path) -> None:
     assert done.returncode == 0, done.stderr
     where = {
         "lxml": ("attestation.endorsements.xmlsig",),
-        "torch": ("fedlearn.audit.", "fedlearn.update.torch", "fedlearn.app.state_dict"),
+        "torch": (
+            "fedlearn.audit.",
+            "fedlearn.training",
+            "fedlearn.update.torch",
+            "fedlearn.app.state_dict",
+        ),
         "uvicorn": ("server.rpc.", "server.coordinator", "server.service"),
         "httptools": ("server.rpc.", "server.coordinator", "server.service"),
     }
