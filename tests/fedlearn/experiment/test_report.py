@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,15 @@ job = "job.toml"
 setup = "simulation.toml"
 metric = "accuracy"
 seeds = [1, 2, 3]
+"""
+NO_THREADS = """\
+import os, sys
+from pathlib import Path
+from fedlearn.experiment.parquet import damaged_files
+import pyarrow.parquet
+before = len(os.listdir("/proc/self/task"))
+assert damaged_files(Path(sys.argv[1])) == []
+print(len(os.listdir("/proc/self/task")) - before)
 """
 METHODS = """
 [[grid]]
@@ -196,3 +207,7 @@ def test_files_of_a_run(experiment: Callable[..., Experiment], tmp_path: Path) -
     assert {cell["axis.rate"] for cell in cells} == {"0.1", "0.9"}
     clients = pyarrow.parquet.read_table(one.store.folder / "clients.parquet").to_pylist()
     assert len(clients) == 2 * 4
+    # A thread that Arrow is just starting when the program ends aborts the process.
+    command = [sys.executable, "-c", NO_THREADS, str(one.store.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
