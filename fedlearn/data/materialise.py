@@ -33,6 +33,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from attestation.durable import rename_durably
 from fedlearn import config, extras
 from fedlearn.data import parts_file
 from fedlearn.data.division import Division, Rows, divide
@@ -245,7 +246,7 @@ def _write(
             parts=parts,
         )
         parts_file.write(found, temporary)
-        temporary.rename(folder)
+        rename_durably(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
