@@ -17,7 +17,9 @@ from fedlearn.experiment.store import CellResult, RoundResult, Store
 ROOT = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.toml"))
 FILES = [
-    name for name in FILES if Path(name).name not in ("audit.toml", "job.toml", "simulation.toml")
+    name
+    for name in FILES
+    if Path(name).name not in ("audit.toml", "job.toml", "published.toml", "simulation.toml")
 ]
 TINY = [name for name in FILES if name.endswith("tiny.toml")]
 

@@ -12,10 +12,12 @@ import edge.config.site
 import server.config
 from attestation.policy.model import AppraisalPolicy
 from fedlearn import config
+from fedlearn.experiment.spec import ExperimentSpec
 from fedlearn.job import spec as job
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS: dict[str, Any] = {
+    "experiment": ExperimentSpec,
     "job": job.JobSpec,
     "policy": AppraisalPolicy,
     "server": server.config.ServerConfig,

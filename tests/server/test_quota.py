@@ -199,7 +199,9 @@ def test_a_site_that_reports_without_end_is_read_slowly_and_repeats_are_no_news(
 def test_the_same_commitment_is_entered_once(tmp_path: Path) -> None:
     key = new_key()
     with Ledger.open(tmp_path / "ledger.sqlite", key) as ledger:
-        spec: Any = SimpleNamespace(name="demo", privacy=None)
+        spec: Any = SimpleNamespace(
+            name="demo", privacy=None, strategy=SimpleNamespace(name="fedavg")
+        )
         handler = JobChannelHandler(
             spec,
             store=None,  # type: ignore[arg-type]
