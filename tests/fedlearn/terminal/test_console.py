@@ -75,7 +75,7 @@ def test_version_and_help_of_a_noun() -> None:
     ("arguments", "words"),
     [
         (["jib"], "no command 'jib'; did you mean 'job'?"),
-        (["xyzzy"], "no command 'xyzzy'; there are demo, job"),
+        (["xyzzy"], "no command 'xyzzy'; there are demo, simulate, job"),
         (["job", "valdate"], "no command 'valdate'; did you mean 'validate'?"),
         (["job", "validate", "--jsn"], "no such option '--jsn'"),
         (["job", "validate", "a", "b"], "got unexpected extra argument"),
