@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedlearn.errors import ConfigError
 __all__ = ["DirichletPartitioner", "IidPartitioner", "NaturalIdPartitioner", "Partitioner"]
 
 
-class Partitioner:
+class Partitioner(ABC):
     """Divides the ``datasets.Dataset`` that is assigned to ``dataset``, once."""
 
     def __init__(self) -> None:
@@ -61,8 +62,9 @@ class Partitioner:
             self._parts = self._divided()
         return self._parts
 
+    @abstractmethod
     def _divided(self) -> Parts:
-        raise NotImplementedError
+        """Return the rows of each partition."""
 
     def _column(self, name: str) -> npt.NDArray[Any]:
         if name not in self.dataset.column_names:
